@@ -1,0 +1,106 @@
+//! The only reader of the time, and the one form in which times cross the socket.
+
+use chrono::{DateTime, Datelike, SubsecRound, Utc};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+/// The daemon's own idea of the time, to the microsecond. Times that are stored come from PostgreSQL.
+#[expect(clippy::disallowed_methods, reason = "this is the one place")]
+pub fn now() -> Timestamp {
+    Timestamp(Utc::now().trunc_subsecs(6))
+}
+
+/// An instant to the microsecond, between the years 1 and 9999: RFC 3339 in UTC as text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Timestamp(DateTime<Utc>);
+
+impl Timestamp {
+    /// The instant in chrono's type, as diesel binds it.
+    pub fn utc(self) -> DateTime<Utc> {
+        self.0
+    }
+
+    /// Reads RFC 3339 with any offset; digits past the microsecond are dropped, a leap second is the next second.
+    pub fn parse(text: &str) -> Result<Self, &'static str> {
+        const FORM: &str = "must be an RFC 3339 time, as in 2026-11-20T19:55:00.000000Z";
+        let at = DateTime::parse_from_rfc3339(text).map_err(|_| FORM)?;
+        let at = DateTime::from_timestamp_micros(at.timestamp_micros()).ok_or(FORM)?;
+        if !(1..=9999).contains(&at.year()) {
+            return Err("must be between the years 0001 and 9999");
+        }
+        Ok(Self(at))
+    }
+}
+
+impl From<DateTime<Utc>> for Timestamp {
+    fn from(at: DateTime<Utc>) -> Self {
+        Self(at)
+    }
+}
+
+impl std::fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0.format("%Y-%m-%dT%H:%M:%S%.6fZ"))
+    }
+}
+
+impl Serialize for Timestamp {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Timestamp {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::parse(&text).map_err(de::Error::custom)
+    }
+}
+
+impl JsonSchema for Timestamp {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Timestamp".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "format": "date-time",
+            "description": "RFC 3339; answers are in UTC with microseconds, input takes any offset.",
+            "examples": ["2026-11-20T19:55:00.000000Z"]
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Timestamp;
+
+    #[test]
+    fn times_are_shown_in_utc_with_microseconds() {
+        let cases = [
+            ("2026-02-01T00:00:00+01:00", "2026-01-31T23:00:00.000000Z"),
+            ("2026-02-01T00:00:00.123456789Z", "2026-02-01T00:00:00.123456Z"),
+            ("0001-01-01T00:00:00Z", "0001-01-01T00:00:00.000000Z"),
+            ("9999-12-31T23:59:59.999999Z", "9999-12-31T23:59:59.999999Z"),
+            ("2016-12-31T23:59:60Z", "2017-01-01T00:00:00.000000Z"),
+        ];
+        for (text, shown) in cases {
+            assert_eq!(Timestamp::parse(text).map(|t| t.to_string()), Ok(shown.to_owned()), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_time_is_refused() {
+        for text in [
+            "",
+            "yesterday",
+            "2026-02-30T00:00:00Z",
+            "2026-02-01",
+            "0001-01-01T00:00:00+01:00",
+            "10000-01-01T00:00:00Z",
+        ] {
+            assert!(Timestamp::parse(text).is_err(), "{text}");
+        }
+    }
+}

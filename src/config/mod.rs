@@ -1,0 +1,288 @@
+//! What an operator may set: one typed value for every key, with its default. `config/sidekeep.toml` documents each.
+//!
+//! The only module that reads the environment.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use values::{DeploymentName, FileMode, Period, SecretFile, Size};
+
+mod values;
+
+/// Everything that can be configured.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Who this installation is.
+    pub deployment: Deployment,
+    /// Where applications reach the daemon.
+    pub socket: Socket,
+    /// What may grow, and how far.
+    pub limits: Limits,
+    /// Who may call what.
+    pub access: Access,
+    /// PostgreSQL.
+    pub database: Database,
+    /// The keys that wrap people's keys.
+    pub keyring: Keyring,
+    /// Figures for a monitoring system.
+    pub metrics: Metrics,
+    /// The daemon's own log.
+    pub log: Log,
+}
+
+/// `[deployment]`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Deployment {
+    /// Bound into every sealed value: it cannot be changed once there are records.
+    pub name: DeploymentName,
+}
+
+/// `[socket]`.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Socket {
+    /// The path of the Unix socket, at most 107 bytes.
+    pub path: PathBuf,
+    /// The group that owns the socket; empty leaves the daemon's own.
+    pub group: String,
+    /// Its permissions.
+    pub mode: FileMode,
+    /// How long calls in flight may go on after the first signal.
+    pub drain: Period,
+    /// The longest message, in either framing.
+    pub max_message_bytes: Size,
+}
+
+impl Default for Socket {
+    fn default() -> Self {
+        Self {
+            path: "/run/sidekeep/sidekeep.sock".into(),
+            group: "sidekeep-users".into(),
+            mode: FileMode(0o660),
+            drain: Period::seconds(10),
+            max_message_bytes: Size::mib(4),
+        }
+    }
+}
+
+/// `[limits]`.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// How long a call may take, by the daemon's own clock.
+    pub call_timeout: Period,
+    /// The largest metadata, preferences or message.
+    pub max_record_bytes: Size,
+    /// The largest answer.
+    pub max_answer_bytes: Size,
+    /// The most requests in one batch.
+    pub max_batch: usize,
+    /// The most open connections.
+    pub connections: usize,
+    /// The most calls in flight, over all connections.
+    pub calls: usize,
+    /// The most calls in flight on one connection; it is not read while it has as many.
+    pub calls_per_connection: usize,
+    /// The most bytes of requests and answers that are in memory at once, over all connections.
+    pub buffered_bytes: Size,
+    /// How long an unfinished message may stand still.
+    pub read_timeout: Period,
+    /// How long a client may leave its answers unread.
+    pub write_timeout: Period,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            call_timeout: Period::seconds(30),
+            max_record_bytes: Size::mib(1),
+            max_answer_bytes: Size::mib(4),
+            max_batch: 1000,
+            connections: 10_000,
+            calls: 4096,
+            calls_per_connection: 64,
+            buffered_bytes: Size::mib(256),
+            read_timeout: Period::seconds(60),
+            write_timeout: Period::seconds(30),
+        }
+    }
+}
+
+/// `[access]`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Access {
+    /// Refuse methods that read or change personal data without `context.purpose`.
+    pub require_purpose: bool,
+    /// Where this is not empty, the only purposes that a caller may name.
+    pub purposes: Vec<String>,
+    /// Who may call what; these replace the defaults.
+    pub rules: Vec<AccessRule>,
+}
+
+/// One of `[[access.rules]]`: a user or a group, and a role or the methods it may call.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct AccessRule {
+    /// A user's name or number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<NameOrId>,
+    /// A group's name or number, primary or supplementary.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<NameOrId>,
+    /// What it may do, by role.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<Role>,
+    /// What it may do, by method: `*` stands for any characters.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<String>,
+}
+
+/// A user or group as the operator writes it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub enum NameOrId {
+    /// By number.
+    Id(u32),
+    /// By name.
+    Name(String),
+}
+
+/// A named set of methods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// An application: records and audit entries.
+    App,
+    /// Whoever answers the requests of persons.
+    Privacy,
+    /// Whoever checks the log.
+    Auditor,
+    /// Whoever keeps the daemon running.
+    Operator,
+    /// Everything.
+    Admin,
+}
+
+/// `[database]`.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Database {
+    /// How the daemon connects; without a password.
+    pub url: Option<String>,
+    /// A file that holds the URL, which may then hold a password.
+    pub url_file: Option<SecretFile>,
+    /// A file with the URL of the owner of the tables, for `sidekeep migrate` alone.
+    pub migrate_url_file: Option<SecretFile>,
+    /// Whether the server's certificate is checked.
+    pub tls: Tls,
+    /// The certificates that the server's must descend from (PEM).
+    pub ca_file: Option<PathBuf>,
+    /// The most connections.
+    pub pool: usize,
+    /// How long connecting to one host may take.
+    pub connect_timeout: Period,
+    /// How long a call waits for a free connection.
+    pub acquire_timeout: Period,
+}
+
+impl Default for Database {
+    fn default() -> Self {
+        Self {
+            url: None,
+            url_file: None,
+            migrate_url_file: None,
+            tls: Tls::VerifyFull,
+            ca_file: None,
+            pool: 8,
+            connect_timeout: Period::seconds(5),
+            acquire_timeout: Period::seconds(5),
+        }
+    }
+}
+
+/// `database.tls`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Tls {
+    /// TLS 1.3, the chain and the host name checked. A Unix socket needs none.
+    #[default]
+    VerifyFull,
+    /// No TLS: only to a Unix socket or a loopback address.
+    Off,
+}
+
+/// `[keyring]`.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Keyring {
+    /// The key-encryption keys: the first wraps new keys, the others still open old ones.
+    pub key_files: Vec<SecretFile>,
+}
+
+impl Default for Keyring {
+    fn default() -> Self {
+        Self { key_files: vec![SecretFile::new("/etc/sidekeep/keys/kek")] }
+    }
+}
+
+/// `[metrics]`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Metrics {
+    /// Where `GET /metrics` and `GET /healthz` also answer, over TCP; unset for the socket alone.
+    pub listen: Option<SocketAddr>,
+}
+
+/// `[log]`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// The least that is logged.
+    pub level: LogLevel,
+    /// Where and how.
+    pub format: LogFormat,
+}
+
+/// `log.level`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// Only what failed.
+    Error,
+    /// And what an operator should look at.
+    Warn,
+    /// And what happens seldom.
+    #[default]
+    Info,
+    /// And every call.
+    Debug,
+    /// And every step.
+    Trace,
+}
+
+/// `log.format`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// journald under systemd, text on a terminal, else JSON.
+    #[default]
+    Auto,
+    /// systemd's journal, with fields.
+    Journald,
+    /// A JSON object a line, on standard error.
+    Json,
+    /// For people, on standard error.
+    Text,
+}
+
+/// Where systemd put the credentials of this service.
+#[expect(clippy::disallowed_methods, reason = "this is the one place")]
+fn credentials_directory() -> Option<std::ffi::OsString> {
+    std::env::var_os("CREDENTIALS_DIRECTORY")
+}

@@ -1,0 +1,1 @@
+//! The daemon's life: build the App, serve, drain on the first signal, abort on the second.

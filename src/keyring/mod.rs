@@ -1,0 +1,1 @@
+//! Identity and keys: the only module that sees key bytes.

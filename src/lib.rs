@@ -1,0 +1,24 @@
+#![doc = include_str!("../README.md")]
+
+pub mod error;
+
+pub mod clock;
+pub mod config;
+pub mod values;
+
+pub mod durable;
+pub mod telemetry;
+
+pub mod store;
+
+pub mod keyring;
+
+pub mod records;
+
+pub mod app;
+
+pub mod rpc;
+
+pub mod daemon;
+
+pub mod cli;

@@ -1,0 +1,1 @@
+//! The records that applications keep: every personal datum sealed with its person's key.

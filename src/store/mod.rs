@@ -1,0 +1,3 @@
+//! PostgreSQL: the only module that opens connections and begins transactions.
+
+pub mod private;

@@ -1,0 +1,1 @@
+//! A private PostgreSQL for `sidekeep dev` and the tests.
