@@ -1,1 +1,12 @@
-//! Identity and keys: the only module that sees key bytes.
+//! Identity and keys: who is behind a subject id, and what opens the person's data. The only module that sees key bytes.
+//!
+//! A person is one row of `subjects`. Whoever reads or writes a person's data has that row from the same snapshot, and
+//! opens its key anew: nothing here outlives the row, so a person who is gone is gone for every daemon at once.
+
+pub mod kek;
+mod person;
+mod seal;
+
+pub use kek::{Kek, KekError, Keks};
+pub use person::{Keyring, Person, StartError, Subject};
+pub use seal::{DataKey, Place};

@@ -1,1 +1,204 @@
 //! The records that applications keep: every personal datum sealed with its person's key.
+//!
+//! A write is one transaction that takes the person's row first; a read is one snapshot that holds the person's row too.
+
+pub mod consent;
+pub mod conversation;
+pub mod page;
+pub mod preferences;
+pub mod profile;
+mod row;
+
+use diesel::prelude::{ExpressionMethods, OptionalExtension, QueryDsl, SelectableHelper};
+use diesel_async::RunQueryDsl;
+use schemars::JsonSchema;
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::config::Limits;
+use crate::error::{Error, Result};
+use crate::keyring::{Keyring, Person, Subject};
+use crate::store::schema::subjects;
+use crate::store::{Connection, Deadline, Store};
+use crate::values::{Json, UserId};
+
+/// How often a write is begun anew because its person was created or erased meanwhile.
+const TRIES: usize = 4;
+
+/// The records of one deployment.
+#[derive(Debug)]
+pub struct Records {
+    store: Store,
+    keyring: Keyring,
+    limits: Limits,
+}
+
+/// The statements of a write about one person.
+pub(crate) trait Write<'c, T>:
+    AsyncFn(&'c mut Connection, &'c Subject) -> Result<T>
+    + Fn(&'c mut Connection, &'c Subject) -> <Self as Write<'c, T>>::Running
+{
+    type Running: Future<Output = Result<T>> + Send;
+}
+
+impl<'c, T, F, R> Write<'c, T> for F
+where
+    F: AsyncFn(&'c mut Connection, &'c Subject) -> Result<T> + Fn(&'c mut Connection, &'c Subject) -> R,
+    R: Future<Output = Result<T>> + Send,
+{
+    type Running = R;
+}
+
+impl Records {
+    /// The records in this store, under these keys.
+    pub fn new(store: Store, keyring: Keyring, limits: Limits) -> Self {
+        Self { store, keyring, limits }
+    }
+
+    /// The store they are in.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// The keys they are under.
+    pub fn keyring(&self) -> &Keyring {
+        &self.keyring
+    }
+
+    /// Writes about a person, who is created where nobody has this user id yet.
+    async fn write<T, F>(
+        &self,
+        deadline: &Deadline,
+        name: &'static str,
+        user_id: &UserId,
+        body: F,
+    ) -> Result<T>
+    where
+        F: for<'c> Write<'c, T> + Send + Sync,
+        T: Send,
+    {
+        for _ in 0..TRIES {
+            if let Some(output) = self.write_known(deadline, name, user_id, &body).await? {
+                return Ok(output);
+            }
+            self.keyring.create(&self.store, deadline, &[user_id]).await?;
+        }
+        Err(Error::unavailable("the person is created and erased again and again"))
+    }
+
+    /// Writes about a person, or answers nothing where nobody has this user id.
+    async fn write_known<T, F>(
+        &self,
+        deadline: &Deadline,
+        name: &'static str,
+        user_id: &UserId,
+        body: &F,
+    ) -> Result<Option<T>>
+    where
+        F: for<'c> Write<'c, T> + Send + Sync,
+        T: Send,
+    {
+        self.store
+            .transact(deadline, name, async |tx| {
+                let Some(person) = Person::share(tx, user_id).await? else { return Ok(None) };
+                let subject = self.keyring.open(person)?;
+                body(tx, &subject).await.map(Some)
+            })
+            .await
+    }
+
+    /// A person who is read about, unrestricted; nothing where nobody has this user id.
+    async fn reader(&self, connection: &mut Connection, user_id: &UserId) -> Result<Option<Subject>> {
+        let row = subjects::table.filter(subjects::user_id.eq(user_id.as_str())).select(Person::as_select());
+        let Some(person) = row.first(connection).await.optional()? else { return Ok(None) };
+        self.unrestricted(person).map(Some)
+    }
+
+    fn unrestricted(&self, person: Person) -> Result<Subject> {
+        let subject = self.keyring.open(person)?;
+        subject.unrestricted()?;
+        Ok(subject)
+    }
+
+    fn check_size(&self, what: &str, json: Option<&Json>) -> Result<()> {
+        let max = self.limits.max_record_bytes.bytes();
+        match json {
+            Some(json) if u64::try_from(json.as_str().len()).unwrap_or(u64::MAX) > max => {
+                Err(Error::TooLarge { what: what.to_owned(), max })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn answer_bytes(&self) -> u64 {
+        self.limits.max_answer_bytes.bytes()
+    }
+}
+
+impl Subject {
+    /// # Errors
+    /// [`Error::Restricted`] where the person's data may only be stored.
+    fn unrestricted(&self) -> Result<()> {
+        if self.restricted { Err(Error::Restricted) } else { Ok(()) }
+    }
+}
+
+/// What a JSON Merge Patch says of one member that has a type of its own.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Change<T> {
+    /// It is not named.
+    #[default]
+    Keep,
+    /// `null`: take it out.
+    Remove,
+    /// The new value.
+    Set(T),
+}
+
+impl<T> Change<T> {
+    /// The new value of a member that must not be taken out.
+    fn required(self, field: &'static str) -> Result<Option<T>> {
+        match self {
+            Self::Keep => Ok(None),
+            Self::Set(value) => Ok(Some(value)),
+            Self::Remove => Err(Error::invalid(format!("changes.{field}"), "cannot be removed")),
+        }
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Change<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Option::deserialize(deserializer)?.map_or(Self::Remove, Self::Set))
+    }
+}
+
+impl<T: JsonSchema> JsonSchema for Change<T> {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        Option::<T>::schema_name()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        Option::<T>::json_schema(generator)
+    }
+}
+
+/// Whether there was something to delete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Deleted {
+    /// False when there was nothing.
+    pub deleted: bool,
+}
+
+/// Compares the version that the caller expects with the one that stands.
+fn expect_version(expected: Option<i64>, current: i64) -> Result<()> {
+    match expected {
+        Some(expected) if expected != current => Err(Error::Conflict {
+            message: format!("expected_version is {expected}, and the version is {current}"),
+            current_version: Some(current),
+        }),
+        _ => Ok(()),
+    }
+}

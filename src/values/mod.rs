@@ -2,6 +2,10 @@
 
 use std::borrow::Cow;
 
+mod json;
+
+pub use json::{Json, Object, plain};
+
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, de};
 
@@ -90,6 +94,37 @@ fn check(text: &str, min: usize, max: usize) -> Result<(), String> {
         return Err("must not hold control characters".into());
     }
     Ok(())
+}
+
+/// A SHA-256 digest: 64 hexadecimal digits, kept in lower case.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sha256Hex(String);
+
+impl Sha256Hex {
+    /// The digits.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl<'de> Deserialize<'de> for Sha256Hex {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Ok(Self(text.to_ascii_lowercase()));
+        }
+        Err(de::Error::custom("must be a SHA-256 digest, 64 hexadecimal digits"))
+    }
+}
+
+impl JsonSchema for Sha256Hex {
+    fn schema_name() -> Cow<'static, str> {
+        "Sha256Hex".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "pattern": "^[0-9A-Fa-f]{64}$", "description": "A SHA-256 digest in hexadecimal." })
+    }
 }
 
 #[cfg(test)]

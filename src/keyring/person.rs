@@ -1,0 +1,311 @@
+//! A person in the keyring: created by a statement of its own, read in the snapshot of whoever needs it.
+
+use std::sync::Arc;
+
+use aws_lc_rs::rand;
+use chrono::{DateTime, Utc};
+use diesel::prelude::{
+    ExpressionMethods, OptionalExtension, QueryDsl, Queryable, Selectable, SelectableHelper,
+};
+use diesel_async::RunQueryDsl;
+use zeroize::Zeroizing;
+
+use super::kek::{Keks, Owner};
+use super::seal::DataKey;
+use crate::error::{Error, Result};
+use crate::store::schema::{deployment, subjects};
+use crate::store::{Connection, Deadline, Store};
+use crate::values::UserId;
+
+/// Subject ids are exact in JSON: 1 to 2^53 − 1.
+const LARGEST: u64 = (1 << 53) - 1;
+
+/// Subject 0: the deployment itself.
+const DEPLOYMENT: i64 = 0;
+
+/// How often a statement that must not meet a used subject id is tried: with 2^53 of them, once is nearly always enough.
+const TRIES: usize = 3;
+
+/// A person's row as it was read.
+#[derive(Clone, Queryable, Selectable)]
+#[diesel(table_name = subjects, check_for_backend(diesel::pg::Pg))]
+pub struct Person {
+    subject_id: i64,
+    user_id: Option<String>,
+    wrapped_key: Vec<u8>,
+    kek_id: String,
+    restricted_at: Option<DateTime<Utc>>,
+}
+
+/// A person whose key is open, for as long as one call holds it.
+#[derive(Debug)]
+pub struct Subject {
+    /// The number that stands for the person everywhere else.
+    pub id: i64,
+    /// The person's id in the application.
+    pub user_id: String,
+    /// What seals and opens the person's data.
+    pub key: DataKey,
+    /// Whether processing is restricted.
+    pub restricted: bool,
+}
+
+/// The keys of this deployment, and the way to its people's.
+#[derive(Debug)]
+pub struct Keyring {
+    deployment: Arc<str>,
+    keks: Keks,
+}
+
+/// Why this keyring does not belong to the database.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The database is of another deployment.
+    #[error(
+        "this database belongs to the deployment {found:?}, and deployment.name is {configured:?}; set it to {found:?}"
+    )]
+    OtherDeployment {
+        /// What the database says.
+        found: String,
+        /// What the configuration says.
+        configured: String,
+    },
+    /// A key-encryption key that wraps somebody's data key was not given.
+    #[error(
+        "{keys} data key(s) are wrapped by the key-encryption key {kek_id}, which is in none of keyring.key_files ({given}); add its file"
+    )]
+    MissingKek {
+        /// The missing one.
+        kek_id: String,
+        /// How many data keys need it.
+        keys: i64,
+        /// The ids of those that were given.
+        given: String,
+    },
+    /// The deployment's own key does not open.
+    #[error(
+        "the deployment's own data key does not open with the key-encryption key {0}: its row in subjects was changed"
+    )]
+    DoesNotOpen(String),
+    /// The database answered otherwise.
+    #[error(transparent)]
+    Database(#[from] Error),
+}
+
+impl Keyring {
+    /// The keyring of a deployment.
+    pub fn new(deployment: &str, keks: Keks) -> Self {
+        Self { deployment: deployment.into(), keks }
+    }
+
+    /// The ids of the key-encryption keys, the active one first.
+    pub fn kek_ids(&self) -> impl Iterator<Item = &str> {
+        self.keks.ids()
+    }
+
+    /// Opens a person's data key.
+    ///
+    /// # Errors
+    /// [`Error::Tampered`] when the row was changed; an internal error when its key-encryption key was not given.
+    pub fn open(&self, person: Person) -> Result<Subject> {
+        let owner = Owner {
+            deployment: &self.deployment,
+            subject_id: person.subject_id,
+            user_id: person.user_id.as_deref(),
+        };
+        let kek = self.keks.find(&person.kek_id).ok_or_else(|| {
+            Error::internal(format!(
+                "the key-encryption key {} is in none of keyring.key_files",
+                person.kek_id
+            ))
+        })?;
+        let data_key = kek
+            .unwrap(owner, &person.wrapped_key)
+            .ok_or_else(|| Error::Tampered { at: "subjects.wrapped_key".into() })?;
+        Ok(Subject {
+            id: person.subject_id,
+            key: DataKey::new(self.deployment.clone(), &data_key)?,
+            restricted: person.restricted_at.is_some(),
+            user_id: person.user_id.unwrap_or_default(),
+        })
+    }
+
+    /// Makes sure that these people exist, in one statement of its own, committed at once. They are inserted in the
+    /// order of their user ids, so that two callers who create the same people do not deadlock.
+    ///
+    /// # Errors
+    /// As [`Store::single`].
+    pub async fn create(&self, store: &Store, deadline: &Deadline, user_ids: &[&UserId]) -> Result<()> {
+        let mut user_ids: Vec<&str> = user_ids.iter().map(|user_id| user_id.as_str()).collect();
+        user_ids.sort_unstable();
+        user_ids.dedup();
+        let mut rows = Vec::with_capacity(user_ids.len());
+        for user_id in user_ids {
+            rows.push(self.draw(random_subject_id()?, Some(user_id))?);
+        }
+        self.insert(store, deadline, &rows).await
+    }
+
+    async fn insert(&self, store: &Store, deadline: &Deadline, rows: &[NewPerson]) -> Result<()> {
+        store
+            .single(deadline, "subjects.create", async |connection| {
+                diesel::insert_into(subjects::table)
+                    .values(rows)
+                    .on_conflict_do_nothing()
+                    .execute(connection)
+                    .await?;
+                Ok(())
+            })
+            .await
+    }
+
+    fn draw(&self, subject_id: i64, user_id: Option<&str>) -> Result<NewPerson> {
+        let mut data_key = Zeroizing::new([0_u8; 32]);
+        rand::fill(&mut *data_key).map_err(Error::internal)?;
+        let kek = self.keks.active()?;
+        let owner = Owner { deployment: &self.deployment, subject_id, user_id };
+        Ok(NewPerson {
+            subject_id,
+            user_id: user_id.map(str::to_owned),
+            wrapped_key: kek.wrap(owner, &data_key)?,
+            kek_id: kek.id().to_owned(),
+        })
+    }
+
+    /// Checks that database and keys belong together, and makes the deployment's own key where there is none yet.
+    ///
+    /// # Errors
+    /// [`StartError`]: nothing may be served.
+    pub async fn check(&self, store: &Store, deadline: &Deadline) -> Result<(), StartError> {
+        let found = self.name_database(store, deadline).await?;
+        if found != *self.deployment {
+            return Err(StartError::OtherDeployment { found, configured: self.deployment.to_string() });
+        }
+        self.check_keks(store, deadline).await?;
+        for _ in 0..TRIES {
+            let own: Option<Person> = store
+                .single(deadline, "keyring.check", async |connection| {
+                    let row = subjects::table.find(DEPLOYMENT).select(Person::as_select());
+                    Ok(row.first(connection).await.optional()?)
+                })
+                .await?;
+            match own {
+                Some(own) => {
+                    let kek_id = own.kek_id.clone();
+                    self.open(own).map_err(|_| StartError::DoesNotOpen(kek_id))?;
+                    return Ok(());
+                }
+                None => {
+                    let row = self.draw(DEPLOYMENT, None)?;
+                    self.insert(store, deadline, &[row]).await?;
+                }
+            }
+        }
+        Err(StartError::Database(Error::internal("the deployment's own row in subjects does not stay")))
+    }
+
+    async fn name_database(&self, store: &Store, deadline: &Deadline) -> Result<String> {
+        store
+            .single(deadline, "deployment.name", async |connection| {
+                diesel::insert_into(deployment::table)
+                    .values(deployment::name.eq(&*self.deployment))
+                    .on_conflict_do_nothing()
+                    .execute(connection)
+                    .await?;
+                Ok(deployment::table.select(deployment::name).first(connection).await?)
+            })
+            .await
+    }
+
+    async fn check_keks(&self, store: &Store, deadline: &Deadline) -> Result<(), StartError> {
+        let given: Vec<&str> = self.keks.ids().collect();
+        let missing: Option<(String, i64)> = store
+            .single(deadline, "keyring.keks", async |connection| {
+                let used: Vec<KekId> = diesel::sql_query(USED_KEKS).load(connection).await?;
+                let Some(KekId { kek_id }) =
+                    used.into_iter().find(|used| !given.contains(&used.kek_id.as_str()))
+                else {
+                    return Ok(None);
+                };
+                let keys = subjects::table
+                    .filter(subjects::kek_id.eq(&kek_id))
+                    .count()
+                    .get_result(connection)
+                    .await?;
+                Ok(Some((kek_id, keys)))
+            })
+            .await?;
+        match missing {
+            None => Ok(()),
+            Some((kek_id, keys)) => Err(StartError::MissingKek { kek_id, keys, given: given.join(", ") }),
+        }
+    }
+}
+
+/// Each key-encryption key in use, found by as many steps through its index as there are keys, however many the people.
+const USED_KEKS: &str = "WITH RECURSIVE used AS ( \
+    (SELECT kek_id FROM sidekeep.subjects ORDER BY kek_id LIMIT 1) UNION ALL \
+    SELECT (SELECT s.kek_id FROM sidekeep.subjects s WHERE s.kek_id > used.kek_id ORDER BY s.kek_id LIMIT 1) \
+    FROM used WHERE used.kek_id IS NOT NULL) \
+    SELECT kek_id FROM used WHERE kek_id IS NOT NULL";
+
+#[derive(diesel::QueryableByName)]
+struct KekId {
+    #[diesel(sql_type = diesel::sql_types::Text)]
+    kek_id: String,
+}
+
+#[derive(diesel::Insertable)]
+#[diesel(table_name = subjects)]
+struct NewPerson {
+    subject_id: i64,
+    user_id: Option<String>,
+    wrapped_key: Vec<u8>,
+    kek_id: String,
+}
+
+/// Uniform over 1 ..= 2^53 − 1.
+fn random_subject_id() -> Result<i64> {
+    loop {
+        let mut bytes = [0_u8; 8];
+        rand::fill(&mut bytes).map_err(Error::internal)?;
+        let id = u64::from_be_bytes(bytes) & LARGEST;
+        if id != 0 {
+            return i64::try_from(id).map_err(Error::internal);
+        }
+    }
+}
+
+impl Person {
+    /// Reads a person and keeps the row from being erased, held or restricted until the transaction ends.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn share(tx: &mut Connection, user_id: &UserId) -> Result<Option<Self>> {
+        let row = subjects::table.filter(subjects::user_id.eq(user_id.as_str())).select(Self::as_select());
+        Ok(row.for_share().first(tx).await.optional()?)
+    }
+
+    /// As [`Person::share`], by subject id.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn share_by_id(tx: &mut Connection, subject_id: i64) -> Result<Option<Self>> {
+        let row = subjects::table.find(subject_id).select(Self::as_select());
+        Ok(row.for_share().first(tx).await.optional()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{LARGEST, random_subject_id};
+
+    #[test]
+    fn subject_ids_are_exact_in_json() {
+        for _ in 0..1000 {
+            let id = u64::try_from(random_subject_id().unwrap()).unwrap();
+            assert!((1..=LARGEST).contains(&id));
+        }
+        assert_eq!(LARGEST, 9_007_199_254_740_991);
+    }
+}

@@ -1,0 +1,111 @@
+//! The tables as diesel knows them, in the form of `diesel print-schema`; a test compares them with the catalogue.
+#![expect(missing_docs, reason = "each column is described in the database itself, by COMMENT ON")]
+
+diesel::table! {
+    sidekeep.deployment (name) {
+        name -> Text,
+        created_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    sidekeep.schema_compatibility (min_daemon) {
+        min_daemon -> Text,
+    }
+}
+
+diesel::table! {
+    sidekeep.subjects (subject_id) {
+        subject_id -> Int8,
+        user_id -> Nullable<Text>,
+        wrapped_key -> Bytea,
+        kek_id -> Text,
+        created_at -> Timestamptz,
+        restricted_at -> Nullable<Timestamptz>,
+    }
+}
+
+diesel::table! {
+    sidekeep.user_profiles (subject_id) {
+        subject_id -> Int8,
+        username_sealed -> Bytea,
+        email_sealed -> Bytea,
+        full_name_sealed -> Nullable<Bytea>,
+        metadata_sealed -> Nullable<Bytea>,
+        version -> Int8,
+        created_at -> Timestamptz,
+        updated_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    sidekeep.user_preferences (subject_id) {
+        subject_id -> Int8,
+        preferences_sealed -> Bytea,
+        version -> Int8,
+        created_at -> Timestamptz,
+        updated_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    sidekeep.consent_records (id) {
+        id -> Text,
+        subject_id -> Int8,
+        number -> Int8,
+        consent_type -> Text,
+        granted -> Bool,
+        given_at -> Timestamptz,
+        expires_at -> Nullable<Timestamptz>,
+        policy_version -> Nullable<Text>,
+        policy_sha256 -> Nullable<Text>,
+        legal_basis -> Nullable<Text>,
+        method -> Nullable<Text>,
+        language -> Nullable<Text>,
+        ip_address_sealed -> Nullable<Bytea>,
+        user_agent_sealed -> Nullable<Bytea>,
+        metadata_sealed -> Nullable<Bytea>,
+        recorded_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    sidekeep.conversations (id) {
+        id -> Text,
+        subject_id -> Int8,
+        title_sealed -> Nullable<Bytea>,
+        metadata_sealed -> Nullable<Bytea>,
+        archived -> Bool,
+        message_count -> Int8,
+        version -> Int8,
+        created_at -> Timestamptz,
+        updated_at -> Timestamptz,
+        last_message_at -> Nullable<Timestamptz>,
+        active_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    sidekeep.conversation_messages (conversation_id, position) {
+        conversation_id -> Text,
+        position -> Int8,
+        message_id -> Nullable<Text>,
+        message_sealed -> Bytea,
+        created_at -> Timestamptz,
+    }
+}
+
+diesel::joinable!(user_profiles -> subjects (subject_id));
+diesel::joinable!(user_preferences -> subjects (subject_id));
+diesel::joinable!(consent_records -> subjects (subject_id));
+diesel::joinable!(conversations -> subjects (subject_id));
+diesel::joinable!(conversation_messages -> conversations (conversation_id));
+
+diesel::allow_tables_to_appear_in_same_query!(
+    subjects,
+    user_profiles,
+    user_preferences,
+    consent_records,
+    conversations,
+    conversation_messages,
+);
