@@ -1,6 +1,6 @@
 //! What an operator may set: one typed value for every key, with its default. `config/sidekeep.toml` documents each.
 //!
-//! The only module that reads the environment.
+//! The only module that reads the environment; it reads no secret before it is used, and connects to nothing.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -8,8 +8,24 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use environment::journal_stream;
+pub use load::{DEFAULT_FILE, Loaded, Setting, load};
+pub use problem::{ConfigError, Origin, Problem};
+pub use secret::{SecretError, secret};
+pub use url::{DatabaseUrlError, database_url, migrate_url};
 pub use values::{DeploymentName, FileMode, Period, SecretFile, Size};
 
+mod check;
+mod environment;
+mod keys;
+mod load;
+mod problem;
+mod rules;
+mod secret;
+mod source;
+#[cfg(test)]
+mod tests;
+mod url;
 mod values;
 
 /// Everything that can be configured.
@@ -145,7 +161,7 @@ pub struct AccessRule {
 
 /// A user or group as the operator writes it.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "must be a name in quotes, or a number from 0 to 4294967295")]
 pub enum NameOrId {
     /// By number.
     Id(u32),
@@ -236,6 +252,7 @@ impl Default for Keyring {
 #[serde(default, deny_unknown_fields)]
 pub struct Metrics {
     /// Where `GET /metrics` and `GET /healthz` also answer, over TCP; unset for the socket alone.
+    #[serde(deserialize_with = "values::address")]
     pub listen: Option<SocketAddr>,
 }
 
@@ -279,10 +296,4 @@ pub enum LogFormat {
     Json,
     /// For people, on standard error.
     Text,
-}
-
-/// Where systemd put the credentials of this service.
-#[expect(clippy::disallowed_methods, reason = "this is the one place")]
-fn credentials_directory() -> Option<std::ffi::OsString> {
-    std::env::var_os("CREDENTIALS_DIRECTORY")
 }

@@ -1,6 +1,7 @@
 //! Durations, file modes, names and secret files as they are written in the configuration.
 
 use std::borrow::Cow;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -16,6 +17,11 @@ impl Period {
     /// That many seconds.
     pub const fn seconds(seconds: u64) -> Self {
         Self(Duration::from_secs(seconds))
+    }
+
+    /// That many milliseconds.
+    pub const fn millis(millis: u64) -> Self {
+        Self(Duration::from_millis(millis))
     }
 
     /// As the standard library's type.
@@ -36,8 +42,22 @@ impl FromStr for Period {
 
 impl std::fmt::Display for Period {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let text = humantime::format_duration(self.0).to_string();
-        f.write_str(&text.replace(' ', ""))
+        // humantime would write 90 days as two of its months and some hours.
+        const SECOND: u128 = 1_000_000_000;
+        const UNITS: [(u128, &str); 8] = [
+            (31_557_600 * SECOND, "y"),
+            (86_400 * SECOND, "d"),
+            (3600 * SECOND, "h"),
+            (60 * SECOND, "m"),
+            (SECOND, "s"),
+            (1_000_000, "ms"),
+            (1000, "us"),
+            (1, "ns"),
+        ];
+        let nanos = self.0.as_nanos();
+        let fits = |(unit, _): &(u128, &str)| nanos >= *unit && nanos.is_multiple_of(*unit);
+        let (unit, name) = UNITS.into_iter().find(fits).unwrap_or((SECOND, "s"));
+        write!(f, "{}{name}", nanos / unit)
     }
 }
 
@@ -46,6 +66,11 @@ impl std::fmt::Display for Period {
 pub struct Size(bytesize::ByteSize);
 
 impl Size {
+    /// That many kibibytes.
+    pub const fn kib(kib: u64) -> Self {
+        Self(bytesize::ByteSize::kib(kib))
+    }
+
     /// That many mebibytes.
     pub const fn mib(mib: u64) -> Self {
         Self(bytesize::ByteSize::mib(mib))
@@ -120,7 +145,7 @@ impl FromStr for FileMode {
     fn from_str(text: &str) -> Result<Self, String> {
         u32::from_str_radix(text, 8)
             .ok()
-            .filter(|mode| *mode <= 0o777 && !text.is_empty())
+            .filter(|mode| *mode <= 0o777 && text.bytes().all(|b| b.is_ascii_digit()))
             .map(Self)
             .ok_or_else(|| "must be octal permission bits, as in \"0660\"".into())
     }
@@ -142,6 +167,11 @@ impl SecretFile {
         Self(path.into())
     }
 
+    /// Whether systemd hands it over.
+    pub fn is_credential(&self) -> bool {
+        self.0.starts_with("credential:")
+    }
+
     /// The path in the file system, where a credential is one of `$CREDENTIALS_DIRECTORY`.
     ///
     /// # Errors
@@ -149,14 +179,14 @@ impl SecretFile {
     pub fn path(&self) -> Result<PathBuf, String> {
         match self.0.strip_prefix("credential:") {
             None => Ok(PathBuf::from(&self.0)),
-            Some(name) => {
-                super::credentials_directory().map(|dir| Path::new(&dir).join(name)).ok_or_else(|| {
+            Some(name) => super::environment::credentials_directory()
+                .map(|dir| Path::new(&dir).join(name))
+                .ok_or_else(|| {
                     format!(
                         "{}: systemd gave no credentials; add LoadCredential={name}:PATH to the unit",
                         self.0
                     )
-                })
-            }
+                }),
         }
     }
 }
@@ -179,6 +209,16 @@ impl std::fmt::Display for SecretFile {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.0)
     }
+}
+
+/// Reads an address with a port.
+pub(super) fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?;
+    text.map(|text| {
+        text.parse()
+            .map_err(|_| de::Error::custom("must be an IP address and a port, as in \"127.0.0.1:9464\""))
+    })
+    .transpose()
 }
 
 /// Text in the file, a checked value in memory.

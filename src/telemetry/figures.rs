@@ -1,0 +1,55 @@
+//! The names of the figures and what they mean. Labels come from closed sets (methods, outcomes, names of transactions): never
+//! from what a caller sends.
+
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram, gauge, with_local_recorder};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+
+/// Calls that ended, by `method` and `outcome` (`ok`, or the kind of the error).
+pub const CALLS: &str = "sidekeep_calls_total";
+/// How long calls took, by `method`: a histogram in seconds.
+pub const CALL_DURATION: &str = "sidekeep_call_duration_seconds";
+/// Open connections of clients.
+pub const CONNECTIONS: &str = "sidekeep_connections";
+/// Calls that have begun and not ended.
+pub const CALLS_IN_FLIGHT: &str = "sidekeep_calls_in_flight";
+/// Transactions that ended, by `name` and `outcome`.
+pub const TRANSACTIONS: &str = "sidekeep_transactions_total";
+/// How long transactions took with their retries, by `name`: a histogram in seconds.
+pub const TRANSACTION_DURATION: &str = "sidekeep_transaction_duration_seconds";
+/// Attempts after the first, by `name`.
+pub const TRANSACTION_RETRIES: &str = "sidekeep_transaction_retries_total";
+/// Connections to PostgreSQL, by `state` (`idle`, `used`).
+pub const POOL_CONNECTIONS: &str = "sidekeep_pool_connections";
+/// Always 1, with the `version` that runs.
+pub const BUILD_INFO: &str = "sidekeep_build_info";
+
+/// The upper bounds of the histograms in seconds: from a call that touches no database to the default deadline.
+const BUCKETS: [f64; 15] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+
+/// Installs the recorder for the whole process. Where there is one already, that one keeps the figures.
+pub(super) fn install() -> PrometheusHandle {
+    // It fails only without any bucket.
+    let recorder = PrometheusBuilder::new().set_buckets(&BUCKETS).unwrap_or_default().build_recorder();
+    let handle = recorder.handle();
+    with_local_recorder(&recorder, describe);
+    let _ = metrics::set_global_recorder(recorder);
+    handle
+}
+
+fn describe() {
+    describe_counter!(CALLS, "Calls that ended, by method and outcome.");
+    describe_histogram!(CALL_DURATION, Unit::Seconds, "How long calls took, by method.");
+    describe_gauge!(CONNECTIONS, "Open connections of clients.");
+    describe_gauge!(CALLS_IN_FLIGHT, "Calls that have begun and not ended.");
+    describe_counter!(TRANSACTIONS, "Transactions that ended, by name and outcome.");
+    describe_histogram!(
+        TRANSACTION_DURATION,
+        Unit::Seconds,
+        "How long transactions took with their retries, by name."
+    );
+    describe_counter!(TRANSACTION_RETRIES, "Attempts of transactions after the first, by name.");
+    describe_gauge!(POOL_CONNECTIONS, "Connections to PostgreSQL, by state.");
+    describe_gauge!(BUILD_INFO, "Always 1; the version that runs.");
+    gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+}
