@@ -95,7 +95,7 @@ pub fn total(sizes: &[i64]) -> u64 {
 
 /// Beside what is sealed, an item has its clear columns and the names of its members.
 fn item_bytes(sealed: i64) -> u64 {
-    u64::try_from(sealed).unwrap_or(u64::MAX).saturating_add(1024)
+    u64::try_from(sealed).unwrap_or(u64::MAX).saturating_add(4096)
 }
 
 /// How many of these items, in order, fit on a page: at least one, if there is any.
@@ -127,7 +127,7 @@ mod tests {
         let limit = Limit(3);
         assert_eq!(fit(&[], limit, 10_000), 0);
         assert_eq!(fit(&[1_000_000], limit, 10_000), 1);
-        assert_eq!(fit(&[10, 10, 10, 10], limit, 10_000), 3);
-        assert_eq!(fit(&[4000, 4000, 4000], limit, 10_100), 2);
+        assert_eq!(fit(&[10, 10, 10, 10], limit, 100_000), 3);
+        assert_eq!(fit(&[4000, 4000, 4000], limit, 17_000), 2);
     }
 }

@@ -38,6 +38,15 @@ impl Deadline {
         }
     }
 
+    /// As [`Deadline::run`], but lets the work notice the deadline by itself first.
+    pub async fn run_with_grace<F: Future>(&self, grace: Duration, work: F) -> Result<F::Output, Passed> {
+        tokio::select! {
+            biased;
+            output = work => Ok(output),
+            () = async { self.passing().await; tokio::time::sleep(grace).await } => Err(Passed),
+        }
+    }
+
     /// Ends when the deadline has passed.
     pub async fn passing(&self) {
         tokio::select! {

@@ -1,0 +1,125 @@
+//! The only file that knows JSON-RPC codes: what each error is called on the wire, and what its data say.
+
+use jsonrpsee::types::ErrorObjectOwned;
+use jsonrpsee::types::error::{
+    INTERNAL_ERROR_CODE, INVALID_PARAMS_CODE, INVALID_REQUEST_CODE, METHOD_NOT_FOUND_CODE, PARSE_ERROR_CODE,
+};
+use serde_json::{Map, Value, json};
+
+use crate::error::Error;
+
+/// An error that is not one of the protocol itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kind {
+    /// `data.kind`.
+    pub name: &'static str,
+    /// The code, outside of those that JSON-RPC and jsonrpsee use.
+    pub code: i32,
+    /// Whether the same call may succeed later.
+    pub retryable: bool,
+    /// When it is answered.
+    pub when: &'static str,
+}
+
+macro_rules! kinds {
+    ($($constant:ident = $name:literal, $code:literal, $retryable:literal, $when:literal;)+) => {
+        $(
+            #[doc = $when]
+            pub const $constant: Kind = Kind { name: $name, code: $code, retryable: $retryable, when: $when };
+        )+
+        /// All of them.
+        pub const KINDS: &[Kind] = &[$($constant),+];
+    };
+}
+
+kinds! {
+    NOT_FOUND = "not_found", -32020, false, "There is no such record, entry or subject.";
+    CONFLICT = "conflict", -32021, false, "It exists already, the same id has other content, or expected_version is not current.";
+    FORBIDDEN = "forbidden", -32022, false, "The peer may not call this method.";
+    RESTRICTED = "restricted", -32024, false, "The person's processing is restricted: store only.";
+    TOO_LARGE = "too_large", -32025, false, "A message, record or answer is over its limit.";
+    OVERLOADED = "overloaded", -32026, true, "A queue was full past its wait; nothing was done.";
+    UNAVAILABLE = "unavailable", -32027, true, "PostgreSQL is away or this daemon is draining; nothing was committed.";
+    TAMPERED = "tampered", -32028, false, "Stored bytes do not open or do not verify.";
+    UNKNOWN_OUTCOME = "unknown_outcome", -32029, true, "A commit was sent and its answer did not arrive; retry with the same id.";
+}
+
+impl Kind {
+    fn object(self, message: impl Into<String>, more: Value) -> ErrorObjectOwned {
+        let mut data = Map::new();
+        data.insert("kind".into(), self.name.into());
+        data.insert("retryable".into(), self.retryable.into());
+        if let Value::Object(more) = more {
+            data.extend(more);
+        }
+        ErrorObjectOwned::owned(self.code, message.into(), Some(Value::Object(data)))
+    }
+}
+
+/// What a caller is told of an error. `request_id` finds its cause in the log.
+pub fn object(error: &Error, request_id: &str) -> ErrorObjectOwned {
+    let text = error.to_string();
+    match error {
+        Error::Invalid { field, .. } => {
+            ErrorObjectOwned::owned(INVALID_PARAMS_CODE, text, Some(json!({ "field": field })))
+        }
+        Error::NotFound { .. } => NOT_FOUND.object(text, Value::Null),
+        Error::Conflict { current_version, .. } => CONFLICT.object(
+            text,
+            current_version.map_or(Value::Null, |version| json!({ "current_version": version })),
+        ),
+        Error::Forbidden { .. } => FORBIDDEN.object(text, Value::Null),
+        Error::Restricted => RESTRICTED.object(text, Value::Null),
+        Error::TooLarge { max, .. } => TOO_LARGE.object(text, json!({ "max": max })),
+        Error::Overloaded { retry_after, .. } => OVERLOADED.object(text, retry_after_ms(*retry_after)),
+        Error::Unavailable { .. } => {
+            UNAVAILABLE.object(text, retry_after_ms(std::time::Duration::from_secs(1)))
+        }
+        Error::Tampered { at } => TAMPERED.object(text, json!({ "at": at })),
+        Error::UnknownOutcome => UNKNOWN_OUTCOME.object(text, Value::Null),
+        Error::Internal(_) => {
+            ErrorObjectOwned::owned(INTERNAL_ERROR_CODE, text, Some(json!({ "request_id": request_id })))
+        }
+    }
+}
+
+fn retry_after_ms(after: std::time::Duration) -> Value {
+    json!({ "retry_after_ms": u64::try_from(after.as_millis()).unwrap_or(u64::MAX) })
+}
+
+/// One word for the log and the figures.
+pub fn outcome(error: &Error) -> &'static str {
+    match error {
+        Error::Invalid { .. } => "invalid",
+        Error::NotFound { .. } => NOT_FOUND.name,
+        Error::Conflict { .. } => CONFLICT.name,
+        Error::Forbidden { .. } => FORBIDDEN.name,
+        Error::Restricted => RESTRICTED.name,
+        Error::TooLarge { .. } => TOO_LARGE.name,
+        Error::Overloaded { .. } => OVERLOADED.name,
+        Error::Unavailable { .. } => UNAVAILABLE.name,
+        Error::Tampered { .. } => TAMPERED.name,
+        Error::UnknownOutcome => UNKNOWN_OUTCOME.name,
+        Error::Internal(_) => "internal",
+    }
+}
+
+/// The text is not JSON, or not in a form that can be read on.
+pub fn parse_error(why: &str) -> ErrorObjectOwned {
+    ErrorObjectOwned::owned(PARSE_ERROR_CODE, format!("parse error: {why}"), None::<()>)
+}
+
+/// The JSON is no JSON-RPC 2.0 request.
+pub fn invalid_request(why: &str) -> ErrorObjectOwned {
+    ErrorObjectOwned::owned(INVALID_REQUEST_CODE, format!("invalid request: {why}"), None::<()>)
+}
+
+/// There is no such method; names the nearest one.
+pub fn method_not_found(method: &str, nearest: Option<&str>) -> ErrorObjectOwned {
+    let shown: String = method.chars().filter(|c| !c.is_control()).take(64).collect();
+    let hint = nearest.map_or_else(
+        || "; rpc.discover lists them".to_owned(),
+        |nearest| format!("; did you mean {nearest}?"),
+    );
+    ErrorObjectOwned::owned(METHOD_NOT_FOUND_CODE, format!("there is no method {shown}{hint}"), None::<()>)
+}

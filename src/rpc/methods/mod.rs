@@ -1,0 +1,194 @@
+//! The table of methods: one entry has all that is true of a method, for the call path and for `rpc.discover`.
+
+mod consent;
+mod conversation;
+mod preferences;
+mod profile;
+mod rpc;
+mod system;
+
+use std::collections::HashMap;
+
+use futures_util::future::BoxFuture;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+
+use super::call::Call;
+use super::error::{self, Kind};
+use super::params::{self, Context};
+use crate::error::{Error, Result};
+
+/// Makes the call from its context, after the context was checked.
+type Begin<'a> = &'a (dyn Fn(Context) -> Result<Call> + Send + Sync);
+
+type Handler = Box<
+    dyn for<'a> Fn(Option<&'a RawValue>, Begin<'a>) -> BoxFuture<'a, Result<Box<RawValue>>> + Send + Sync,
+>;
+
+/// What a method does and needs.
+#[derive(Clone, Copy, Debug)]
+pub struct About {
+    /// `noun.verb`.
+    pub name: &'static str,
+    /// One sentence.
+    pub summary: &'static str,
+    /// What it answers beside the errors that every method has.
+    pub errors: &'static [Kind],
+    /// Parameters and result, as JSON.
+    pub example: (&'static str, &'static str),
+    /// Whether it reads or changes personal data.
+    pub personal: bool,
+    /// Whether it changes something.
+    pub writes: bool,
+    /// Whether it is answered however busy the daemon is.
+    pub uncounted: bool,
+}
+
+impl About {
+    /// Of a method that reads personal data.
+    const fn read(name: &'static str, summary: &'static str, example: (&'static str, &'static str)) -> Self {
+        Self { name, summary, errors: READ, example, personal: true, writes: false, uncounted: false }
+    }
+
+    /// Of a method that changes personal data.
+    const fn write(name: &'static str, summary: &'static str, example: (&'static str, &'static str)) -> Self {
+        Self { name, summary, errors: WRITE, example, personal: true, writes: true, uncounted: false }
+    }
+
+    /// Of a method about the daemon itself.
+    const fn own(name: &'static str, summary: &'static str, example: (&'static str, &'static str)) -> Self {
+        Self {
+            name,
+            summary,
+            errors: &[error::FORBIDDEN],
+            example,
+            personal: false,
+            writes: false,
+            uncounted: true,
+        }
+    }
+}
+
+const READ: &[Kind] = &[
+    error::NOT_FOUND,
+    error::FORBIDDEN,
+    error::RESTRICTED,
+    error::TOO_LARGE,
+    error::OVERLOADED,
+    error::UNAVAILABLE,
+    error::TAMPERED,
+];
+const WRITE: &[Kind] = &[
+    error::NOT_FOUND,
+    error::CONFLICT,
+    error::FORBIDDEN,
+    error::RESTRICTED,
+    error::TOO_LARGE,
+    error::OVERLOADED,
+    error::UNAVAILABLE,
+    error::TAMPERED,
+    error::UNKNOWN_OUTCOME,
+];
+
+/// A method.
+pub struct Entry {
+    /// `noun.verb`.
+    pub name: &'static str,
+    /// See [`About::personal`].
+    pub personal: bool,
+    /// See [`About::writes`].
+    pub writes: bool,
+    /// See [`About::uncounted`].
+    pub uncounted: bool,
+    /// Reads the parameters and does the work.
+    pub handler: Handler,
+    /// What `rpc.discover` says of it.
+    pub about: About,
+    /// The schema of its parameters, and of its result.
+    pub schemas: fn(&mut SchemaGenerator) -> (Schema, Schema),
+}
+
+impl std::fmt::Debug for Entry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.about.fmt(f)
+    }
+}
+
+/// All methods.
+#[derive(Debug, Default)]
+pub struct Methods {
+    entries: Vec<Entry>,
+    places: HashMap<&'static str, usize>,
+}
+
+impl Methods {
+    /// Every method of this daemon.
+    pub fn all() -> Self {
+        let mut methods = Self::default();
+        profile::add(&mut methods);
+        preferences::add(&mut methods);
+        consent::add(&mut methods);
+        conversation::add(&mut methods);
+        rpc::add(&mut methods);
+        system::add(&mut methods);
+        methods
+    }
+
+    fn add<P, R, F>(&mut self, about: About, handler: fn(Call, P) -> F)
+    where
+        P: DeserializeOwned + JsonSchema + Send + 'static,
+        R: Serialize + JsonSchema,
+        F: Future<Output = Result<R>> + Send + 'static,
+    {
+        let handler: Handler = Box::new(move |params, begin| {
+            let begun = params::read::<P>(params).and_then(|(context, params)| Ok((begin(context)?, params)));
+            match begun {
+                Err(error) => Box::pin(std::future::ready(Err(error))),
+                Ok((call, params)) => {
+                    let work = handler(call, params);
+                    Box::pin(
+                        async move { serde_json::value::to_raw_value(&work.await?).map_err(Error::internal) },
+                    )
+                }
+            }
+        });
+        self.places.insert(about.name, self.entries.len());
+        self.entries.push(Entry {
+            name: about.name,
+            personal: about.personal,
+            writes: about.writes,
+            uncounted: about.uncounted,
+            handler,
+            about,
+            schemas: |generator| (P::json_schema(generator), generator.subschema_for::<R>()),
+        });
+    }
+
+    /// A method by its name.
+    pub fn find(&self, name: &str) -> Option<&Entry> {
+        self.places.get(name).and_then(|place| self.entries.get(*place))
+    }
+
+    /// The name most like this one, if any is.
+    pub fn nearest(&self, name: &str) -> Option<&'static str> {
+        let likeness = |known: &str| strsim::jaro_winkler(known, name);
+        self.names()
+            .filter(|_| name.len() <= 64)
+            .map(|known| (likeness(known), known))
+            .filter(|(likeness, _)| *likeness > 0.8)
+            .max_by(|(a, _), (b, _)| a.total_cmp(b))
+            .map(|(_, known)| known)
+    }
+
+    /// The names, in the table's order.
+    pub fn names(&self) -> impl Iterator<Item = &'static str> {
+        self.entries.iter().map(|entry| entry.name)
+    }
+
+    /// All entries.
+    pub fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.iter()
+    }
+}

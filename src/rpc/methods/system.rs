@@ -1,0 +1,278 @@
+//! `system.*`: how the daemon is. Answered from what is known, without asking PostgreSQL.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{About, Methods};
+use crate::app::State;
+use crate::config::{LogLevel, Period};
+use crate::error::{Error, Result};
+use crate::rpc::call::Call;
+use crate::rpc::params::None;
+
+/// A look at the server that is older than this says nothing of it.
+const STALE: Duration = Duration::from_secs(20);
+
+/// Whether calls can be answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum Status {
+    /// All is well.
+    Ok,
+    /// Calls are answered, and somebody should look.
+    Degraded,
+    /// Calls that need PostgreSQL are refused.
+    Unavailable,
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+struct Check {
+    /// How it is.
+    status: Status,
+    /// Why, where it is not well.
+    message: Option<String>,
+}
+
+/// What `system.health` answers.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+struct Health {
+    /// The worst of the checks.
+    status: Status,
+    /// By name.
+    checks: BTreeMap<&'static str, Check>,
+}
+
+/// What `system.status` answers.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+struct Report {
+    /// This daemon's version.
+    version: &'static str,
+    /// The deployment's name.
+    deployment: String,
+    /// How long it has run.
+    uptime_seconds: u64,
+    /// As `system.health`.
+    health: Health,
+    /// Calls and connections.
+    calls: CallsReport,
+    /// Connections to PostgreSQL.
+    pool: PoolReport,
+    /// What PostgreSQL last said of itself.
+    database: DatabaseReport,
+    /// The ids of the key-encryption keys, the active one first.
+    kek_ids: Vec<String>,
+    /// The least that is logged.
+    log_level: LogLevel,
+    /// Why the configuration was not taken when it was last read again.
+    reload_error: Option<String>,
+}
+
+/// Calls in flight.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+struct CallsReport {
+    /// How many there are.
+    in_flight: usize,
+    /// How many there may be.
+    max: usize,
+    /// Whether this daemon is ending.
+    draining: bool,
+}
+
+/// The pool.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+struct PoolReport {
+    /// How many connections there may be.
+    max: usize,
+    /// How many are open.
+    open: usize,
+    /// How many of them are free.
+    free: usize,
+    /// How many calls wait for one.
+    waiting: usize,
+}
+
+/// The server.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+struct DatabaseReport {
+    /// Its `server_version_num`.
+    version: Option<String>,
+    /// Whether it is a standby.
+    in_recovery: Option<bool>,
+    /// `synchronous_standby_names`; empty when a commit waits for no standby.
+    synchronous_standby_names: Option<String>,
+    /// How many synchronous standbys are connected, as far as this role is told.
+    synchronous_standbys: Option<i64>,
+    /// How long ago it was asked.
+    age_seconds: Option<u64>,
+}
+
+/// Parameters of `system.log_level`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct SetLevel {
+    /// The least that is to be logged.
+    level: LogLevel,
+    /// How long, as in "15m"; without it, until the next change.
+    #[serde(rename = "for")]
+    period: Option<Period>,
+}
+
+/// What `system.log_level` answers.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+struct Level {
+    /// The least that is logged now.
+    level: LogLevel,
+    /// What it was before.
+    previous: LogLevel,
+}
+
+/// What `system.metrics` answers.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+struct Figures {
+    /// Prometheus' text format.
+    text: String,
+}
+
+pub(super) fn add(methods: &mut Methods) {
+    methods.add(
+        About::own(
+            "system.health",
+            "Whether calls can be answered, and why not. Answers at once, however busy the daemon is.",
+            ("{}", r#"{"status":"ok","checks":{"database":{"status":"ok","message":null},"drain":{"status":"ok","message":null}}}"#),
+        ),
+        |call, _: None| async move { Ok(health(&call)) },
+    );
+    methods.add(
+        About::own(
+            "system.status",
+            "Version, uptime, calls, pool and what PostgreSQL last said of itself.",
+            ("{}", r#"{"version":"0.1.0","deployment":"sidekeep","uptime_seconds":12,"health":{"status":"ok","checks":{}},"calls":{"in_flight":0,"max":4096,"draining":false},"pool":{"max":8,"open":1,"free":1,"waiting":0},"database":{"version":"150018","in_recovery":false,"synchronous_standby_names":"","synchronous_standbys":0,"age_seconds":1},"kek_ids":["6c1b9f0d2a7e4835"],"log_level":"info","reload_error":null}"#),
+        ),
+        |call, _: None| async move { Ok(report(&call)) },
+    );
+    methods.add(
+        About::own(
+            "system.metrics",
+            "The figures, in Prometheus' text format.",
+            ("{}", r##"{"text":"# TYPE sidekeep_calls_total counter\nsidekeep_calls_total{method=\"system.health\",outcome=\"ok\"} 1\n"}"##),
+        ),
+        |call, _: None| async move {
+            gauges(&call);
+            Ok(Figures { text: call.app.telemetry.render() })
+        },
+    );
+    methods.add(
+        About::own(
+            "system.log_level",
+            "Sets the least that is logged, perhaps only for a while.",
+            (r#"{"level":"debug","for":"15m"}"#, r#"{"level":"debug","previous":"info"}"#),
+        ),
+        |call, set: SetLevel| async move { set_level(&call, &set) },
+    );
+}
+
+fn database(call: &Call) -> Check {
+    let well = Check { status: Status::Ok, message: Option::None };
+    let ill = |status, message: String| Check { status, message: Some(message) };
+    match call.app.state() {
+        State::Waiting(why) => {
+            return ill(
+                Status::Unavailable,
+                format!("PostgreSQL has not been reached since the start: {why}"),
+            );
+        }
+        State::Failed(error) => return ill(Status::Unavailable, error.to_string()),
+        State::Ready => {}
+    }
+    match call.app.records.store().watch().seen() {
+        Option::None => ill(Status::Degraded, "PostgreSQL has not been looked at yet".into()),
+        Some(seen) => match seen.server {
+            Err(why) => ill(Status::Unavailable, format!("PostgreSQL cannot be reached: {why}")),
+            Ok(_) if seen.at.elapsed() > STALE => {
+                ill(Status::Degraded, "PostgreSQL has not answered for a while".into())
+            }
+            Ok(server) if server.in_recovery => ill(
+                Status::Unavailable,
+                "this PostgreSQL is a standby; name the primary in database.url".into(),
+            ),
+            Ok(_) => well,
+        },
+    }
+}
+
+fn health(call: &Call) -> Health {
+    let draining = call.calls.is_draining();
+    let drain = Check {
+        status: if draining { Status::Unavailable } else { Status::Ok },
+        message: draining.then(|| "this daemon is ending".into()),
+    };
+    let checks = BTreeMap::from([("database", database(call)), ("drain", drain)]);
+    let has = |status| checks.values().any(|check| check.status == status);
+    let status = if has(Status::Unavailable) {
+        Status::Unavailable
+    } else if has(Status::Degraded) {
+        Status::Degraded
+    } else {
+        Status::Ok
+    };
+    Health { status, checks }
+}
+
+fn report(call: &Call) -> Report {
+    let pool = call.app.records.store().pool_status();
+    let seen = call.app.records.store().watch().seen();
+    let age_seconds = seen.as_ref().map(|seen| seen.at.elapsed().as_secs());
+    let server = seen.and_then(|seen| seen.server.ok());
+    Report {
+        version: env!("CARGO_PKG_VERSION"),
+        deployment: call.app.config.deployment.name.to_string(),
+        uptime_seconds: call.app.started.elapsed().as_secs(),
+        health: health(call),
+        calls: CallsReport {
+            in_flight: call.calls.in_flight(),
+            max: call.app.config.limits.calls,
+            draining: call.calls.is_draining(),
+        },
+        pool: PoolReport { max: pool.max, open: pool.open, free: pool.free, waiting: pool.waiting },
+        database: DatabaseReport {
+            version: server.as_ref().map(|server| server.version.clone()),
+            in_recovery: server.as_ref().map(|server| server.in_recovery),
+            synchronous_standbys: server.as_ref().map(|server| server.synchronous_standbys),
+            synchronous_standby_names: server.map(|server| server.synchronous_standby_names),
+            age_seconds,
+        },
+        kek_ids: call.app.records.keyring().kek_ids().map(str::to_owned).collect(),
+        log_level: call.app.telemetry.level(),
+        reload_error: call.app.reload_error(),
+    }
+}
+
+/// What is only worth knowing when somebody asks.
+fn gauges(call: &Call) {
+    let number = |count: usize| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
+    let pool = call.app.records.store().pool_status();
+    metrics::gauge!(crate::telemetry::POOL_CONNECTIONS, "state" => "open").set(number(pool.open));
+    metrics::gauge!(crate::telemetry::POOL_CONNECTIONS, "state" => "free").set(number(pool.free));
+    metrics::gauge!(crate::telemetry::POOL_CONNECTIONS, "state" => "waiting").set(number(pool.waiting));
+    metrics::gauge!(crate::telemetry::CALLS_IN_FLIGHT).set(number(call.calls.in_flight()));
+}
+
+fn set_level(call: &Call, set: &SetLevel) -> Result<Level> {
+    let previous = call.app.telemetry.level();
+    match set.period {
+        Option::None => call.app.telemetry.set_level(set.level),
+        Some(period) if period.duration().is_zero() => {
+            return Err(Error::invalid("for", "must be longer than nothing"));
+        }
+        Some(period) => {
+            let end = call.app.end.clone();
+            call.app.telemetry.set_level_for(set.level, period.duration(), &call.app.tracker, end);
+        }
+    }
+    tracing::info!(uid = call.peer.uid, level = ?set.level, ?previous, "the log level was set");
+    Ok(Level { level: set.level, previous })
+}
