@@ -71,6 +71,7 @@ pub struct Update {
     /// The person.
     pub user_id: UserId,
     /// A JSON Merge Patch (RFC 7396) on the profile.
+    #[serde(deserialize_with = "crate::values::object")]
     pub changes: Changes,
     /// Refuse with `conflict` when the profile has another version.
     pub expected_version: Option<i64>,

@@ -48,6 +48,9 @@ pub fn read<P: DeserializeOwned>(params: Option<&RawValue>) -> Result<(Context, 
 }
 
 fn fields<T: DeserializeOwned>(base: &str, text: &str) -> Result<T> {
+    if !text.starts_with('{') {
+        return Err(Error::invalid(if base.is_empty() { "params" } else { base }, "must be an object"));
+    }
     let mut deserializer = serde_json::Deserializer::from_str(text);
     serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
@@ -116,6 +119,7 @@ mod tests {
             assert_eq!(field::<profile::Create>(params).0, expected, "{params}");
         }
         assert_eq!(field::<profile::Update>(r#"{"user_id":"a","changes":{"emial":"x"}}"#).0, "changes.emial");
+        assert_eq!(field::<profile::Update>(r#"{"user_id":"a","changes":["x"]}"#).0, "changes");
         let messages = r#"{"id":"c","messages":[{"role":"user","content":"x"},{"role":"user"}]}"#;
         assert_eq!(field::<conversation::Append>(messages).0, "messages[1].content");
     }

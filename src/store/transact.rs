@@ -130,7 +130,7 @@ impl Store {
                 Err(error) => break Err(error),
             };
             connection.busy = true;
-            let ended = attempt(&mut *connection).await;
+            let ended = attempt(&mut connection).await;
             self.give_back(connection);
             match ended {
                 Ok(output) => break Ok(output),

@@ -183,6 +183,27 @@ impl<'de> Deserialize<'de> for Object {
     }
 }
 
+/// Reads a struct from an object alone; serde's own structs also take a list of their members.
+///
+/// # Errors
+/// Whatever else it was.
+pub fn object<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
+    struct FromMap<D>(D);
+    impl<'de, D: Deserializer<'de>> Deserializer<'de> for FromMap<D> {
+        type Error = D::Error;
+
+        fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
+            self.0.deserialize_map(visitor)
+        }
+
+        serde::forward_to_deserialize_any! {
+            bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit unit_struct
+            newtype_struct seq tuple tuple_struct map struct enum identifier ignored_any
+        }
+    }
+    T::deserialize(FromMap(deserializer))
+}
+
 /// An error's own words, without the place in a text that the caller has not seen.
 pub fn plain(error: &serde_json::Error) -> String {
     let text = error.to_string();

@@ -47,6 +47,9 @@ impl Message {
     }
 
     fn new(sent: Json) -> Result<Self, String> {
+        if !sent.as_str().starts_with('{') {
+            return Err("must be an object with role and content".into());
+        }
         let known: Known<'_> = sent.read()?;
         if known.position.is_some() {
             return Err("position is given by sidekeep; leave it out".into());
@@ -186,7 +189,7 @@ mod tests {
             r#"{"role":"user","content":"x","position":1}"#,
             r#"{"role":"user","content":"x","id":""}"#,
             r#"{"role":"user","content":"x","created_at":"now"}"#,
-            r#"["user","x"]"#,
+            r#"["user","x",null,null,null]"#,
             r#""x""#,
         ] {
             assert!(serde_json::from_str::<Message>(bad).is_err(), "{bad}");

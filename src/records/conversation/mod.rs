@@ -110,6 +110,7 @@ pub struct Update {
     /// The conversation.
     pub id: RecordId,
     /// A JSON Merge Patch (RFC 7396) on the conversation; messages are replaced as a whole.
+    #[serde(deserialize_with = "crate::values::object")]
     pub changes: Changes,
     /// Refuse with `conflict` when the conversation has another version.
     pub expected_version: Option<i64>,
@@ -188,7 +189,7 @@ impl Records {
         self.write(deadline, "conversation.create", &create.user_id, async |tx, subject| {
             subject.unrestricted()?;
             let now = now(tx).await?;
-            let messages = number(tx, subject, id.as_str(), 0, &create.messages, now).await?;
+            let messages = number(tx, subject, (id.as_str(), 0), &create.messages, now).await?;
             let row = Row::new(subject, TABLE, id.as_str());
             let new = New {
                 id: id.as_str(),
@@ -234,7 +235,7 @@ impl Records {
             async |tx: &mut Connection, subject: &Subject, stored: Stored| {
                 let now = now(tx).await?;
                 let new =
-                    number(tx, subject, &stored.id, stored.message_count, &append.messages, now).await?;
+                    number(tx, subject, (&stored.id, stored.message_count), &append.messages, now).await?;
                 let mut appended = Appended {
                     message_count: stored.message_count.saturating_add(count(new.len())?),
                     last_message_at: stored.last_message_at.map(Timestamp::from),
@@ -279,7 +280,7 @@ impl Records {
                         .filter(conversation_messages::conversation_id.eq(&conversation.id));
                     diesel::delete(rows).execute(tx).await?;
                     let now = now(tx).await?;
-                    let new = number(tx, subject, &conversation.id, 0, &messages, now).await?;
+                    let new = number(tx, subject, (&conversation.id, 0), &messages, now).await?;
                     insert(tx, &new).await?;
                     conversation.message_count = count(new.len())?;
                     if update.changes.last_message_at == Change::Keep {
@@ -386,15 +387,14 @@ async fn now(tx: &mut Connection) -> Result<DateTime<Utc>> {
     Ok(diesel::select(sql::<Timestamptz>("clock_timestamp()")).get_result(tx).await?)
 }
 
-/// Seals the messages that are not there yet, one position after another.
+/// Seals the messages that are not in the conversation yet, one position after another from `first`.
 ///
 /// # Errors
 /// [`Error::Conflict`] when an id stands for another message, there or among these.
 async fn number(
     tx: &mut Connection,
     subject: &Subject,
-    conversation_id: &str,
-    first: i64,
+    (conversation_id, first): (&str, i64),
     messages: &[Message],
     now: DateTime<Utc>,
 ) -> Result<Vec<message::New>> {
