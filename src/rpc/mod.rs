@@ -1,4 +1,21 @@
 //! JSON-RPC 2.0 over a Unix stream socket: as JSON values one after another, or in HTTP/1.1.
 
 pub mod call;
+pub mod http;
+pub mod listener;
 pub mod peer;
+pub mod server;
+
+mod budget;
+mod connection;
+mod context;
+mod execution;
+mod framing;
+mod frames;
+mod message;
+mod outbox;
+mod refusal;
+mod stalling;
+
+#[cfg(test)]
+mod tests;
