@@ -20,10 +20,10 @@ use super::budget::Room;
 use super::context::{Context, Dispatch};
 use super::execution::{Answer, Started, start};
 use super::frames::{Frame, Frames, Rest};
+use super::http;
 use super::outbox::Outbox;
 use super::peer::Peer;
 use super::refusal::{self, NO_ID};
-use super::http;
 use scratch::Scratch;
 use stall::{Stall, Timer};
 
@@ -36,8 +36,6 @@ pub(super) const UNCOUNTED: usize = 64 * 1024;
 const UNWRITTEN: usize = 1024 * 1024;
 /// After so many bytes the other connections have their turn.
 const TURN: usize = 64 * 1024;
-/// How long an unfinished message waits for room. Those who wait hold what they have, so waiting long would help nobody.
-pub(super) const ROOM_WAIT: Duration = Duration::from_secs(5);
 /// How long a client may take to see the last answer and end its side, before the connection is closed under what it still sends.
 const LINGER: Duration = Duration::from_secs(1);
 
@@ -366,12 +364,13 @@ impl<D: Dispatch> Connection<D> {
         loop {
             let bounds = self.context.bounds;
             // Memory that others wait for is not left to who does not read.
-            let unread = if self.starved.is_some() { LINGER.min(bounds.write_timeout) } else { bounds.write_timeout };
+            let unread =
+                if self.starved.is_some() { LINGER.min(bounds.write_timeout) } else { bounds.write_timeout };
             let unfinished = self.wants_input() && self.frames.is_unfinished();
             let starving = self.starved.is_some() && self.phase == Phase::Open;
             self.timer.watch(Stall::Write, (!self.output.is_empty()).then_some(unread));
             self.timer.watch(Stall::Read, unfinished.then_some(bounds.read_timeout));
-            self.timer.watch(Stall::Room, starving.then_some(ROOM_WAIT.min(bounds.read_timeout)));
+            self.timer.watch(Stall::Room, starving.then_some(bounds.room_wait()));
             match ready!(self.timer.poll(cx)) {
                 Stall::Write => return Poll::Ready(()),
                 Stall::Read => {

@@ -81,6 +81,13 @@ pub(super) struct Bounds {
     pub(super) write_timeout: Duration,
 }
 
+impl Bounds {
+    /// How long an unfinished message waits for room: those who wait keep what they have, so waiting long would help nobody.
+    pub(super) fn room_wait(&self) -> Duration {
+        self.read_timeout / 12
+    }
+}
+
 impl<D: Dispatch> Context<D> {
     /// For connections that end with these tokens.
     pub(super) fn new(calls: Arc<D>, drain: CancellationToken, abort: CancellationToken) -> Self {

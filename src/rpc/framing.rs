@@ -226,10 +226,8 @@ impl Framer {
 
     /// A number or literal that is a message ends where something else may begin, as in `1 2` or `1{}`, and not in `1x`.
     fn scalar_ends(&self, next: Next, byte: u8) -> Next {
-        let delimits = matches!(
-            byte,
-            b' ' | b'\t' | b'\n' | b'\r' | b'"' | b'[' | b']' | b'{' | b'}' | b',' | b':'
-        );
+        let delimits =
+            matches!(byte, b' ' | b'\t' | b'\n' | b'\r' | b'"' | b'[' | b']' | b'{' | b'}' | b',' | b':');
         match next {
             ValueEnded if self.depth == 0 && !delimits => Bad("expected white space after a value"),
             next => next,

@@ -17,6 +17,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use jsonrpsee::types::ErrorObjectOwned;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -35,6 +36,9 @@ mod body;
 
 /// How many connections the listener for figures has at once.
 const METRICS_CONNECTIONS: usize = 64;
+/// An answer given early.
+type Instead = Box<Response<Full<Bytes>>>;
+
 const JSON: &str = "application/json";
 const TEXT: &str = "text/plain; charset=utf-8";
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -141,9 +145,13 @@ async fn respond<D: Dispatch>(
     }
 }
 
-async fn post<D: Dispatch>(context: &Arc<Context<D>>, peer: &Arc<Peer>, body: Incoming) -> Response<Full<Bytes>> {
+async fn post<D: Dispatch>(
+    context: &Arc<Context<D>>,
+    peer: &Arc<Peer>,
+    body: Incoming,
+) -> Response<Full<Bytes>> {
     let started = match body::collect(context, body).await {
-        Err(refusal) => return refusal,
+        Err(response) => return *response,
         Ok(message) => match body::one_message(&message) {
             Err(error) => return json(StatusCode::OK, refusal::line(NO_ID, &error)),
             Ok(()) => start(&context.calls, peer, &message, &context.bounds),
@@ -213,7 +221,7 @@ struct FailureData {
 }
 
 /// The result, or the answer to give instead.
-fn result(answer: &str) -> Result<&RawValue, Response<Full<Bytes>>> {
+fn result(answer: &str) -> Result<&RawValue, Instead> {
     let read = serde_json::from_str::<Read<'_>>(answer).ok();
     let (result, error) = read.map_or((None, None), |read| (read.result, read.error));
     result.ok_or_else(|| {
@@ -221,7 +229,7 @@ fn result(answer: &str) -> Result<&RawValue, Response<Full<Bytes>>> {
         let forbidden = kind == Some("forbidden");
         let status = if forbidden { StatusCode::FORBIDDEN } else { StatusCode::SERVICE_UNAVAILABLE };
         let message = error.map_or_else(|| "internal error".into(), |error| error.message);
-        plain(status, TEXT, message + "\n")
+        Box::new(plain(status, TEXT, message + "\n"))
     })
 }
 
@@ -232,7 +240,7 @@ fn health(answer: &str) -> Response<Full<Bytes>> {
     }
     let result = match result(answer) {
         Ok(result) => result,
-        Err(response) => return response,
+        Err(response) => return *response,
     };
     let status = serde_json::from_str::<Health>(result.get()).map(|health| health.status);
     let serves = status.is_ok_and(|status| status != "unavailable");
@@ -248,7 +256,7 @@ fn metrics(answer: &str) -> Response<Full<Bytes>> {
     match result(answer).map(|result| serde_json::from_str::<Metrics>(result.get())) {
         Ok(Ok(metrics)) => plain(StatusCode::OK, PROMETHEUS, metrics.text),
         Ok(Err(_)) => plain(StatusCode::SERVICE_UNAVAILABLE, TEXT, "internal error\n"),
-        Err(response) => response,
+        Err(response) => *response,
     }
 }
 
@@ -274,10 +282,10 @@ fn refused_method(allowed: &'static str, text: impl Into<String>) -> Response<Fu
 }
 
 /// An answer to a request whose body is not read to its end.
-fn closing(status: StatusCode, error: &jsonrpsee::types::ErrorObjectOwned) -> Response<Full<Bytes>> {
+fn closing(status: StatusCode, error: &ErrorObjectOwned) -> Instead {
     let mut response = json(status, refusal::line(NO_ID, error));
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-    response
+    Box::new(response)
 }
 
 /// Fails after `limit`, as reading a body that stands still does.

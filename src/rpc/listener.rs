@@ -40,7 +40,9 @@ pub enum BindError {
         length: usize,
     },
     /// Something else lies there.
-    #[error("{path} is there and is not a socket; it is left alone: move it away, or set socket.path to another path")]
+    #[error(
+        "{path} is there and is not a socket; it is left alone: move it away, or set socket.path to another path"
+    )]
     NotASocket {
         /// The path.
         path: PathBuf,
@@ -64,7 +66,9 @@ pub enum BindError {
         source: Errno,
     },
     /// What systemd handed over is not a listening Unix stream socket.
-    #[error("the socket from systemd is not a listening Unix stream socket; set ListenStream= to a path in the socket unit")]
+    #[error(
+        "the socket from systemd is not a listening Unix stream socket; set ListenStream= to a path in the socket unit"
+    )]
     NotListening,
     /// The system refuses.
     #[error("{path}: {doing}: {source}")]
@@ -98,7 +102,8 @@ impl Listener {
             return Err(BindError::NotListening);
         }
         let path = PathBuf::from("the socket from systemd");
-        let inner = listening(fd).map_err(|source| BindError::Io { path, doing: "cannot be used", source })?;
+        let inner =
+            listening(fd).map_err(|source| BindError::Io { path, doing: "cannot be used", source })?;
         Ok(Self { inner, _file: None })
     }
 
@@ -201,7 +206,9 @@ fn remove_stale(path: &Path) -> Result<(), BindError> {
     let address = UnixAddr::new(path).map_err(io::Error::from).map_err(failed("cannot be an address"))?;
     match socket::connect(fd.as_fd().as_raw_fd(), &address) {
         Ok(()) | Err(Errno::EAGAIN | Errno::EINPROGRESS) => Err(BindError::InUse { path: path.into() }),
-        Err(Errno::ECONNREFUSED) => std::fs::remove_file(path).map_err(failed("cannot remove the stale socket")),
+        Err(Errno::ECONNREFUSED) => {
+            std::fs::remove_file(path).map_err(failed("cannot remove the stale socket"))
+        }
         Err(Errno::ENOENT) => Ok(()),
         Err(error) => Err(failed("is there, and it cannot be told whether it is in use")(error.into())),
     }

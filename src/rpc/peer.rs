@@ -92,7 +92,8 @@ mod tests {
         let (one, _other) = tokio::net::UnixStream::pair().unwrap();
         let peer = Peer::of(&one).unwrap();
         assert_eq!((peer.uid, peer.gid, peer.pid), (Peer::own().uid, Peer::own().gid, Peer::own().pid));
-        let own: Vec<u32> = nix::unistd::getgroups().unwrap().into_iter().map(nix::unistd::Gid::as_raw).collect();
+        let own: Vec<u32> =
+            nix::unistd::getgroups().unwrap().into_iter().map(nix::unistd::Gid::as_raw).collect();
         assert_eq!(peer.groups, own);
     }
 }

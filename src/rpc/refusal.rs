@@ -56,6 +56,7 @@ pub(super) struct Answer<'a> {
 
 /// The line that answers a request of this id (as JSON) with this error; without the newline.
 pub(super) fn line(id: &str, error: &ErrorObjectOwned) -> String {
-    let error = serde_json::to_string(error).unwrap_or_else(|_| r#"{"code":-32603,"message":"internal error"}"#.into());
+    let error = serde_json::to_string(error)
+        .unwrap_or_else(|_| r#"{"code":-32603,"message":"internal error"}"#.into());
     format!(r#"{{"jsonrpc":"2.0","id":{id},"error":{error}}}"#)
 }

@@ -36,7 +36,8 @@ impl Timer {
     /// Whether it is watched, and how long it may stand still. What is watched already goes on from when it last moved.
     pub(super) fn watch(&mut self, stall: Stall, limit: Option<Duration>) {
         let slot = self.slot(stall);
-        *slot = limit.map(|limit| Watch { since: slot.map_or_else(Instant::now, |watch| watch.since), limit });
+        *slot =
+            limit.map(|limit| Watch { since: slot.map_or_else(Instant::now, |watch| watch.since), limit });
     }
 
     /// It has moved.

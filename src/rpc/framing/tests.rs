@@ -94,7 +94,9 @@ fn nesting_ends_at_128_levels() {
 
 #[test]
 fn the_end_of_the_input_ends_a_scalar_only() {
-    for (text, ends) in [("12", true), ("1.", false), ("null", true), ("nul", false), ("[1", false), ("\"a", false)] {
+    for (text, ends) in
+        [("12", true), ("1.", false), ("null", true), ("nul", false), ("[1", false), ("\"a", false)]
+    {
         let mut framer = Framer::new();
         assert_eq!(framer.feed(text.as_bytes()), Step::NeedMore);
         assert_eq!(framer.ends_message(), ends, "{text}");
@@ -112,7 +114,8 @@ fn json() -> impl Strategy<Value = Value> {
     leaf.prop_recursive(6, 64, 6, |inner| {
         prop_oneof![
             prop::collection::vec(inner.clone(), 0..6).prop_map(Value::from),
-            prop::collection::vec((".*", inner), 0..6).prop_map(|members| Value::Object(members.into_iter().collect())),
+            prop::collection::vec((".*", inner), 0..6)
+                .prop_map(|members| Value::Object(members.into_iter().collect())),
         ]
     })
 }

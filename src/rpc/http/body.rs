@@ -1,22 +1,22 @@
 //! The body of a POST: bounded, counted, and exactly one message.
 
-use bytes::{Bytes, BytesMut};
-use http_body_util::{BodyExt, Full};
+use bytes::BytesMut;
+use http_body_util::BodyExt;
+use hyper::StatusCode;
 use hyper::body::{Body, Incoming};
-use hyper::{Response, StatusCode};
 use jsonrpsee::types::ErrorObjectOwned;
 
-use super::super::connection::{ROOM_WAIT, UNCOUNTED};
+use super::super::connection::UNCOUNTED;
 use super::super::context::{Context, Dispatch};
 use super::super::frames::{Frame, Frames, Rest};
 use super::super::refusal;
-use super::{closing, within};
+use super::{Instead, closing, within};
 
 /// Reads the whole body, or says what to answer instead.
 pub(super) async fn collect<D: Dispatch>(
     context: &Context<D>,
     mut body: Incoming,
-) -> Result<BytesMut, Response<Full<Bytes>>> {
+) -> Result<BytesMut, Instead> {
     let bounds = &context.bounds;
     let too_large =
         || closing(StatusCode::PAYLOAD_TOO_LARGE, &refusal::too_large("the message", bounds.message));
@@ -46,8 +46,7 @@ pub(super) async fn collect<D: Dispatch>(
         bytes.extend_from_slice(&data);
         let counted = bytes.len().saturating_sub(UNCOUNTED);
         if !room.resize(counted) {
-            let wait = ROOM_WAIT.min(bounds.read_timeout);
-            let Ok(more) = within(wait, room.grown(counted)).await else {
+            let Ok(more) = within(bounds.room_wait(), room.grown(counted)).await else {
                 let error = refusal::overloaded("no memory for messages", std::time::Duration::from_secs(1));
                 return Err(closing(StatusCode::SERVICE_UNAVAILABLE, &error));
             };

@@ -27,17 +27,36 @@ fn refused(bytes: &[u8]) -> (i64, Value) {
 #[test]
 fn ids_of_every_type_come_back_as_they_were_sent() {
     for id in [
-        "1", "0", "-1", "1.5", "1e3", "-0", "18446744073709551615", "18446744073709551616", "9007199254740993",
-        "\"\"", "\"a\"", "\"1\"", "\"\\u00e9\"", "\"\\ud800\"", "\"\\\"\\\\\"", "\"漢\"", "null",
+        "1",
+        "0",
+        "-1",
+        "1.5",
+        "1e3",
+        "-0",
+        "18446744073709551615",
+        "18446744073709551616",
+        "9007199254740993",
+        "\"\"",
+        "\"a\"",
+        "\"1\"",
+        "\"\\u00e9\"",
+        "\"\\ud800\"",
+        "\"\\\"\\\\\"",
+        "\"漢\"",
+        "null",
     ] {
         let text = format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"m"}}"#);
         let Entry::Call(request, reply) = single(&text) else { panic!("{text}") };
-        let response = MethodResponse::response(request.id.clone(), ResponsePayload::success("r"), usize::MAX);
+        let response =
+            MethodResponse::response(request.id.clone(), ResponsePayload::success("r"), usize::MAX);
         let line = reply.line(response).unwrap();
         assert_eq!(line, format!(r#"{{"jsonrpc":"2.0","id":{id},"result":"r"}}"#));
         let error = jsonrpsee::types::ErrorObject::from(jsonrpsee::types::ErrorCode::MethodNotFound);
         let line = reply.line(MethodResponse::error(request.id.clone(), error)).unwrap();
-        assert!(line.starts_with(&format!(r#"{{"jsonrpc":"2.0","id":{id},"error":{{"code":-32601"#)), "{line}");
+        assert!(
+            line.starts_with(&format!(r#"{{"jsonrpc":"2.0","id":{id},"error":{{"code":-32601"#)),
+            "{line}"
+        );
         assert_eq!(Entry::Call(request, reply).id().as_deref(), Some(id));
     }
 }
@@ -116,7 +135,9 @@ fn a_batch_keeps_its_order_and_refuses_each_bad_entry() {
 #[test]
 fn a_batch_over_its_limit_is_refused_whole() {
     let batch = |count: usize| format!("[{}]", vec!["{}"; count].join(","));
-    assert!(matches!(Message::parse(batch(10).as_bytes(), 10), Message::Batch(entries) if entries.len() == 10));
+    assert!(
+        matches!(Message::parse(batch(10).as_bytes(), 10), Message::Batch(entries) if entries.len() == 10)
+    );
     assert_eq!(refused(batch(11).as_bytes()).0, -32025);
     assert_eq!(refused(batch(200_000).as_bytes()).0, -32025);
 }
