@@ -43,7 +43,7 @@ impl Outbox {
         self.len() == 0
     }
 
-    /// Writes what there is; ready with how many bytes could be written before all was or the other side stopped reading.
+    /// Writes once, as much as there is room for; ready with how many bytes that was. Only right when there is something.
     ///
     /// # Errors
     /// The other side is gone.
