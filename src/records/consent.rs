@@ -280,7 +280,7 @@ impl Records {
     /// # Errors
     /// The store's.
     pub async fn check_consent(&self, deadline: &Deadline, check: &Check) -> Result<Checked> {
-        let found: Option<(Person, Option<(Stored, DateTime<Utc>)>)> = self
+        let found: Option<(Person, Option<Stored>, DateTime<Utc>)> = self
             .store
             .single(deadline, "consent.check", async |connection| {
                 let at = sql::<Timestamptz>("coalesce(")
@@ -299,15 +299,13 @@ impl Records {
                         consent_records::number.desc().nulls_last(),
                     ))
                     .select((Person::as_select(), Option::<Stored>::as_select(), at));
-                let row =
-                    row.first::<(Person, Option<Stored>, DateTime<Utc>)>(connection).await.optional()?;
-                Ok(row.map(|(person, stored, at)| (person, stored.map(|stored| (stored, at)))))
+                Ok(row.first(connection).await.optional()?)
             })
             .await?;
         let nothing = Checked { granted: false, consent: None };
-        let Some((person, stored)) = found else { return Ok(nothing) };
+        let Some((person, stored, at)) = found else { return Ok(nothing) };
         let subject = self.keyring.open(person)?;
-        let Some((stored, at)) = stored.filter(|_| !subject.restricted) else { return Ok(nothing) };
+        let Some(stored) = stored.filter(|_| !subject.restricted) else { return Ok(nothing) };
         let granted = stored.granted && stored.expires_at.is_none_or(|expires_at| expires_at > at);
         Ok(Checked { granted, consent: Some(stored.open(&subject)?) })
     }

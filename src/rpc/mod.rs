@@ -4,6 +4,23 @@ pub mod access;
 pub mod call;
 pub mod discover;
 pub mod error;
+pub mod http;
+pub mod listener;
 pub mod methods;
 pub mod params;
 pub mod peer;
+pub mod server;
+
+mod budget;
+mod connection;
+mod context;
+mod execution;
+mod frames;
+mod framing;
+mod message;
+mod outbox;
+mod refusal;
+mod stalling;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,236 @@
+//! A message as requests: single, notification or batch, and what is to be answered to each.
+//!
+//! Owns the JSON-RPC 2.0 envelope (jsonrpc.org/specification); knows no method and no parameter.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use jsonrpsee::MethodResponse;
+use jsonrpsee::types::{Id, Request, TwoPointZero};
+use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+
+use super::refusal::{self, NO_ID};
+
+#[cfg(test)]
+mod tests;
+
+/// What one message asks.
+#[derive(Debug)]
+pub(super) enum Message {
+    /// One object, or what should have been one.
+    Single(Entry),
+    /// An array: at least one entry, at most `limits.max_batch`.
+    Batch(Vec<Entry>),
+}
+
+/// One request of a message.
+#[derive(Debug)]
+pub(super) enum Entry {
+    /// To be run.
+    Call(Box<Request<'static>>, Reply),
+    /// Answered already, with an error.
+    Refused(String),
+}
+
+/// How a call is answered.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Reply {
+    /// Not at all: it is a notification.
+    Silence,
+    /// With the id that the call carries.
+    Plain,
+    /// With this id, which jsonrpsee cannot hold as it was sent.
+    Exact(Box<str>),
+}
+
+impl Message {
+    /// Reads the bytes of one message.
+    pub(super) fn parse(bytes: &[u8], max_batch: usize) -> Self {
+        let text = match std::str::from_utf8(bytes) {
+            Ok(text) => text.trim_ascii(),
+            Err(error) => {
+                let why = format!("not UTF-8 at byte {}", error.valid_up_to());
+                return Self::refused(&refusal::parse_error(why));
+            }
+        };
+        if !text.starts_with('[') {
+            return Self::Single(Entry::parse(text));
+        }
+        match serde_json::Deserializer::from_str(text).deserialize_seq(Entries { max: max_batch }) {
+            Err(_) => Self::refused(&refusal::parse_error("not JSON")),
+            Ok((_, 0)) => Self::refused(&refusal::invalid_request("an empty batch")),
+            Ok((_, count)) if count > max_batch => Self::refused(&refusal::too_large("the batch", max_batch)),
+            Ok((entries, _)) => {
+                Self::Batch(entries.into_iter().map(|entry| Entry::parse(entry.get())).collect())
+            }
+        }
+    }
+
+    fn refused(error: &jsonrpsee::types::ErrorObjectOwned) -> Self {
+        Self::Single(Entry::Refused(refusal::line(NO_ID, error)))
+    }
+}
+
+impl Entry {
+    fn parse(text: &str) -> Self {
+        if !text.starts_with('{') {
+            return Self::Refused(refusal::line(NO_ID, &refusal::invalid_request("not an object")));
+        }
+        let envelope = match serde_json::from_str::<Envelope<'_>>(text) {
+            Ok(envelope) => envelope,
+            Err(error) => return Self::invalid(text, error),
+        };
+        if envelope.params.is_some_and(|params| !params.get().starts_with(['{', '['])) {
+            return Self::invalid(text, "params is neither an object nor an array");
+        }
+        let Some((id, reply)) = identify(envelope.id) else {
+            return Self::invalid(text, "id is neither a string nor a number nor null");
+        };
+        let params = envelope.params.map(RawValue::to_owned);
+        Self::Call(Box::new(Request::owned(envelope.method.into_owned(), params, id)), reply)
+    }
+
+    fn invalid(text: &str, why: impl fmt::Display) -> Self {
+        let id = serde_json::from_str::<FoundId<'_>>(text).ok().and_then(|found| found.0);
+        let id = id.filter(|id| identify(Some(id)).is_some()).map_or(NO_ID, RawValue::get);
+        Self::Refused(refusal::line(id, &refusal::invalid_request(why)))
+    }
+
+    /// The id to answer with, as JSON; none for a notification.
+    pub(super) fn id(&self) -> Option<Cow<'_, str>> {
+        match self {
+            Self::Refused(_) | Self::Call(_, Reply::Silence) => None,
+            Self::Call(request, Reply::Plain) => Some(match &request.id {
+                Id::Null => NO_ID.into(),
+                Id::Number(number) => number.to_string().into(),
+                // Only strings without anything to escape are carried as they are.
+                Id::Str(text) => format!("\"{text}\"").into(),
+            }),
+            Self::Call(_, Reply::Exact(id)) => Some(id.as_ref().into()),
+        }
+    }
+}
+
+impl Reply {
+    /// The line that answers with this response, without the newline.
+    pub(super) fn line(&self, response: MethodResponse) -> Option<String> {
+        match self {
+            Self::Silence => None,
+            Self::Plain => Some(Box::<str>::from(response.into_json()).into_string()),
+            Self::Exact(id) => Some(with_id(&response, id)),
+        }
+    }
+}
+
+/// The id as jsonrpsee holds it where that is exactly what was sent; none when it is of a wrong type.
+fn identify(id: Option<&RawValue>) -> Option<(Id<'static>, Reply)> {
+    let Some(id) = id else { return Some((Id::Null, Reply::Silence)) };
+    let text = id.get();
+    match text.as_bytes() {
+        b"null" => Some((Id::Null, Reply::Plain)),
+        [b'"', plain @ .., b'"'] if !plain.contains(&b'\\') => {
+            let plain = text.trim_matches('"').to_owned();
+            Some((Id::Str(plain.into()), Reply::Plain))
+        }
+        [b'1'..=b'9', ..] | b"0" if text.parse::<u64>().is_ok() => {
+            text.parse().ok().map(|number| (Id::Number(number), Reply::Plain))
+        }
+        [b'"' | b'-' | b'0'..=b'9', ..] => Some((Id::Null, Reply::Exact(text.into()))),
+        _ => None,
+    }
+}
+
+fn with_id(response: &MethodResponse, id: &str) -> String {
+    #[derive(Deserialize)]
+    struct Parts<'a> {
+        #[serde(borrow, default, deserialize_with = "present")]
+        result: Option<&'a RawValue>,
+        #[serde(borrow, default, deserialize_with = "present")]
+        error: Option<&'a RawValue>,
+    }
+    let answer = serde_json::from_str::<Parts<'_>>(response.as_ref()).and_then(|parts| {
+        let id = serde_json::from_str(id)?;
+        serde_json::to_string(&refusal::Answer {
+            jsonrpc: "2.0",
+            id,
+            result: parts.result,
+            error: parts.error,
+        })
+    });
+    answer.unwrap_or_else(|_| refusal::line(id, &refusal::internal_error()))
+}
+
+/// A request's own members. Others are let be, as extensions of the protocol add some.
+#[derive(Deserialize)]
+struct Envelope<'a> {
+    #[serde(rename = "jsonrpc")]
+    _version: TwoPointZero,
+    #[serde(borrow, default, deserialize_with = "present")]
+    id: Option<&'a RawValue>,
+    #[serde(borrow)]
+    method: Cow<'a, str>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    params: Option<&'a RawValue>,
+}
+
+/// Tells `null` from nothing: a request with the id null is not a notification.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(deserializer).map(Some)
+}
+
+/// The one id of an object that is not a request.
+struct FoundId<'a>(Option<&'a RawValue>);
+
+impl<'de> Deserialize<'de> for FoundId<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Members;
+        impl<'de> Visitor<'de> for Members {
+            type Value = FoundId<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Self::Value, A::Error> {
+                let (mut found, mut count) = (None, 0);
+                while let Some(key) = members.next_key::<Cow<'de, str>>()? {
+                    let value = members.next_value::<&RawValue>()?;
+                    if key == "id" {
+                        (found, count) = (Some(value), count + 1);
+                    }
+                }
+                Ok(FoundId(found.filter(|_| count == 1)))
+            }
+        }
+        deserializer.deserialize_map(Members)
+    }
+}
+
+/// Collects the entries of a batch: at most `max` are kept, all are counted.
+struct Entries {
+    max: usize,
+}
+
+impl<'de> Visitor<'de> for Entries {
+    type Value = (Vec<&'de RawValue>, usize);
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
+        let mut kept = Vec::new();
+        while kept.len() < self.max
+            && let Some(item) = items.next_element()?
+        {
+            kept.push(item);
+        }
+        let mut count = kept.len();
+        while items.next_element::<IgnoredAny>()?.is_some() {
+            count += 1;
+        }
+        Ok((kept, count))
+    }
+}
