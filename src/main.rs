@@ -13,7 +13,7 @@ fn main() -> ExitCode {
             let code = cli::exit_code(&error);
             if code != 0 {
                 // Where standard error is closed there is nobody left to tell.
-                drop(writeln!(std::io::stderr(), "sidekeep: {error:#}"));
+                drop(writeln!(std::io::stderr(), "sidekeep: {}", cli::message(&error)));
             }
             ExitCode::from(code)
         }

@@ -28,12 +28,15 @@ pub mod config {
 
     #[derive(Debug, thiserror::Error)]
     #[error("{0}")]
-    pub struct SecretError(String);
+    pub struct DatabaseUrlError(String);
 
-    pub fn secret(file: &crate::config::SecretFile) -> Result<zeroize::Zeroizing<String>, SecretError> {
-        let path = file.path().map_err(SecretError)?;
+    pub fn migrate_url(
+        config: &crate::config::Config,
+    ) -> Result<zeroize::Zeroizing<String>, DatabaseUrlError> {
+        let file = config.database.migrate_url_file.as_ref();
+        let path = file.ok_or_else(|| DatabaseUrlError("unset".into()))?.path().map_err(DatabaseUrlError)?;
         let text = std::fs::read_to_string(&path)
-            .map_err(|error| SecretError(format!("{}: {error}", path.display())))?;
+            .map_err(|error| DatabaseUrlError(format!("{}: {error}", path.display())))?;
         Ok(text.trim_end().to_owned().into())
     }
 }
@@ -43,6 +46,9 @@ pub mod telemetry {
     pub struct Telemetry;
     pub fn init(_: &crate::config::Log) -> Telemetry {
         Telemetry
+    }
+    impl Telemetry {
+        pub fn upkeep(&self, _: &tokio_util::task::TaskTracker, _: tokio_util::sync::CancellationToken) {}
     }
 }
 

@@ -116,11 +116,13 @@ fn prepare(folder: &Folder, postgres: &Private) -> anyhow::Result<Config> {
     let config = folder.load()?;
     if config.database.url.as_deref() != Some(&url) {
         note(&format!(
-            "note: database.url in {} is not that of the private PostgreSQL, {url}; it is used as it is",
+            "note: database.url in {} is not that of the private PostgreSQL, {url}. Has the folder moved? \
+             Then delete that file, and it is made anew.",
             folder.config.display()
         ));
     }
-    let applied = runtime()?.block_on(migrations::apply(&owner_url)).context("the schema")?;
+    let owner = config::migrate_url(&config).map_err(|problem| coded(Code::Config, problem))?;
+    let applied = runtime()?.block_on(migrations::apply(&owner)).context("the schema")?;
     if !applied.is_empty() {
         note(&format!("made the schema: {} migrations", applied.len()));
     }

@@ -51,6 +51,19 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     if error.chain().any(|cause| cause.is::<ConfigError>()) { 78 } else { 1 }
 }
 
+/// What to print for a command's error: each of its causes, unless the one before says it already.
+pub fn message(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |text, cause| {
+        if text.is_empty() {
+            cause
+        } else if text.contains(&cause) {
+            text
+        } else {
+            format!("{text}: {cause}")
+        }
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::{Error, ErrorKind};
@@ -71,5 +84,11 @@ mod tests {
             1,
             "a broken socket is no closed terminal"
         );
+    }
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let error = anyhow::anyhow!("disk full").context("a: disk full").context("b");
+        assert_eq!(message(&error), "b: a: disk full");
     }
 }

@@ -3,10 +3,9 @@
 use super::exit::{Code, coded};
 use super::serve::runtime;
 use super::{Global, output};
-use crate::config::Database;
 use crate::shims::{config, migrations};
 
-/// Brings the database's schema up to date, as the owner of the tables (database.migrate_url_file).
+/// Brings the database's schema up to date, as the owner of the tables (`database.migrate_url_file`).
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Change nothing; exit with 1 when there is something to do
@@ -16,7 +15,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
     let loaded = config::load(global.config.as_deref()).map_err(|problem| coded(Code::Config, problem))?;
-    let url = owner_url(&loaded.config.database)?;
+    let url = config::migrate_url(&loaded.config).map_err(|problem| coded(Code::Config, problem))?;
     let runtime = runtime()?;
     let (names, done) = if args.check {
         (runtime.block_on(migrations::pending(&url))?, "pending")
@@ -34,15 +33,4 @@ pub(super) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
         anyhow::bail!("{} migrations are pending; run: sidekeep migrate", names.len());
     }
     Ok(())
-}
-
-fn owner_url(database: &Database) -> anyhow::Result<zeroize::Zeroizing<String>> {
-    let file = database.migrate_url_file.as_ref().ok_or_else(|| {
-        coded(
-            Code::Config,
-            "database.migrate_url_file is not set: name a file with the URL of the owner of the tables \
-             (`sidekeep setup` makes one)",
-        )
-    })?;
-    Ok(config::secret(file)?)
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-pub use exit::exit_code;
+pub use exit::{exit_code, message};
 
 mod call;
 mod client;
@@ -80,7 +80,7 @@ enum Command {
 /// Runs the command.
 ///
 /// # Errors
-/// What to print; [`exit_code`] says how to end.
+/// [`message`] says what to print and [`exit_code`] how to end.
 pub fn run(cli: Cli) -> anyhow::Result<()> {
     let Cli { global, command } = cli;
     match command {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use tokio::runtime::Runtime;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::Global;
@@ -26,17 +27,20 @@ pub(super) fn run(_: Args, global: &Global) -> anyhow::Result<()> {
 
 /// Serves with this configuration until a signal ends it.
 pub(super) fn serve(settings: Settings, ready: impl FnOnce()) -> anyhow::Result<()> {
-    let _telemetry = telemetry::init(&settings.config.log);
+    let telemetry = telemetry::init(&settings.config.log);
     let runtime = runtime()?;
     let tracker = TaskTracker::new();
     let ended = runtime.block_on(async {
         let signals = daemon::signals(&tracker).context("the signals cannot be taken over")?;
         let path = settings.config.socket.path.clone();
         let listener = daemon::listen(&settings.config).map_err(|error| unbound(error, path))?;
-        let ended = daemon::run(settings, listener, signals, ready).await.map_err(with_cause)?;
+        let ended = CancellationToken::new();
+        telemetry.upkeep(&tracker, ended.clone());
+        let how = daemon::run(settings, listener, signals, ready).await.map_err(with_cause)?;
+        ended.cancel();
         tracker.close();
         tracker.wait().await;
-        anyhow::Ok(ended)
+        anyhow::Ok(how)
     })?;
     match ended {
         Ended::Drained => Ok(()),

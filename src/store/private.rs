@@ -161,7 +161,10 @@ fn initialise(launcher: &server::Launcher<'_>, binaries: &Path, sync: bool) -> R
             Error::io("cannot remove what is left of a start that failed", &made, source)
         })?;
     }
-    launcher.initdb(binaries, "data.new", sync)?;
+    launcher.initdb(binaries, "data.new")?;
+    if sync {
+        durable::sync_tree(&made).map_err(|source| Error::io("cannot be synced", &made, source))?;
+    }
     let data = launcher.home.join("data");
     std::fs::rename(&made, &data)
         .and_then(|()| File::open(launcher.home)?.sync_all())

@@ -30,19 +30,12 @@ pub(super) struct Launcher<'a> {
 }
 
 impl Launcher<'_> {
-    /// Makes a new cluster in `data`.
-    pub(super) fn initdb(&self, binaries: &Path, data: &str, sync: bool) -> Result<(), Error> {
+    /// Makes a new cluster in `data`, and leaves it to the caller to bring it to the disk.
+    pub(super) fn initdb(&self, binaries: &Path, data: &str) -> Result<(), Error> {
         let mut command = self.command(&binaries.join("initdb"));
-        command.args(["-D", &format!("{HOME}/{data}"), "-U", SUPERUSER]).args([
-            "--auth=trust",
-            "--encoding=UTF8",
-            "--locale=C",
-            "--data-checksums",
-            "--no-instructions",
-        ]);
-        if !sync {
-            command.arg("--no-sync");
-        }
+        command
+            .args(["-D", &format!("{HOME}/{data}"), "-U", SUPERUSER, "--auth=trust", "--encoding=UTF8"])
+            .args(["--locale=C", "--data-checksums", "--no-instructions", "--no-sync"]);
         let done = command.output().map_err(|source| Error::io("cannot be started", binaries, source))?;
         if done.status.success() {
             return Ok(());
