@@ -21,6 +21,11 @@ pub mod config {
             .unwrap_or_else(|| "/etc/sidekeep/sidekeep.toml".into());
         let text = std::fs::read_to_string(&path)
             .map_err(|error| ConfigError(format!("{}: cannot be read: {error}", path.display())))?;
+        let mut text = text;
+        let drop_in = path.parent().map(|parent| parent.join("conf.d/10-setup.toml"));
+        if let Some(more) = drop_in.and_then(|path| std::fs::read_to_string(path).ok()) {
+            text.push_str(&more);
+        }
         let config = toml::from_str(&text)
             .map_err(|error| ConfigError(format!("{}: {}", path.display(), error.message())))?;
         Ok(Loaded { config, sources: vec![path] })
@@ -30,14 +35,18 @@ pub mod config {
     #[error("{0}")]
     pub struct DatabaseUrlError(String);
 
+    pub fn secret(file: &crate::config::SecretFile) -> Result<zeroize::Zeroizing<String>, DatabaseUrlError> {
+        let path = file.path().map_err(DatabaseUrlError)?;
+        let text = std::fs::read_to_string(&path)
+            .map_err(|error| DatabaseUrlError(format!("{}: {error}", path.display())))?;
+        Ok(text.trim_end().to_owned().into())
+    }
+
     pub fn migrate_url(
         config: &crate::config::Config,
     ) -> Result<zeroize::Zeroizing<String>, DatabaseUrlError> {
         let file = config.database.migrate_url_file.as_ref();
-        let path = file.ok_or_else(|| DatabaseUrlError("unset".into()))?.path().map_err(DatabaseUrlError)?;
-        let text = std::fs::read_to_string(&path)
-            .map_err(|error| DatabaseUrlError(format!("{}: {error}", path.display())))?;
-        Ok(text.trim_end().to_owned().into())
+        secret(file.ok_or_else(|| DatabaseUrlError("unset".into()))?)
     }
 }
 
