@@ -8,7 +8,9 @@ use super::client::Answer;
 use super::exit::{Code, coded};
 use super::{Global, json, output, socket};
 
-/// Calls a method of the running daemon and prints its result, indented on a terminal, else as it came.
+/// Call a method of the running daemon and print its result
+///
+/// The result is indented on a terminal, else as it came.
 ///
 /// Exits with 1 when the daemon answers with an error, and with 2 when it is not reached or the parameters are no JSON object.
 #[derive(Debug, clap::Args)]

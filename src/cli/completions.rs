@@ -5,7 +5,9 @@ use clap_complete::Shell;
 
 use super::{Cli, output};
 
-/// Prints the completions for a shell, to be stored where that shell looks for them.
+/// Print the completions for a shell
+///
+/// To be stored where that shell looks for them.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The shell

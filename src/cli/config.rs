@@ -4,7 +4,9 @@ use super::exit::{Code, coded};
 use super::{Global, output};
 use crate::shims::config;
 
-/// Checks or shows the configuration. Needs neither the daemon nor PostgreSQL.
+/// Check or show the configuration
+///
+/// Needs neither the daemon nor PostgreSQL.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(subcommand)]

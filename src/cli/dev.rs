@@ -19,7 +19,7 @@ const ROLE: &str = "sidekeep_app";
 /// The database.
 const DATABASE: &str = "sidekeep";
 
-/// Serves with a private PostgreSQL, everything in one folder, to try sidekeep and to develop against it.
+/// Serve with a private PostgreSQL, everything in one folder, to try sidekeep and to develop
 ///
 /// The first time it makes a PostgreSQL cluster, a key, the schema and DIR/sidekeep.toml; the next time it goes on with
 /// them, an edited sidekeep.toml included. Nothing outside DIR is touched, and no network is used. PostgreSQL ends with

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::client::Answer;
 use super::{Global, json, output, socket};
 
-/// Asks the running daemon whether it is well, and prints each check.
+/// Ask the running daemon whether it is well, and print each check
 ///
 /// Exits with 1 when it is unavailable and with 2 when it is not reached.
 #[derive(Debug, clap::Args)]

@@ -9,7 +9,7 @@ use super::output;
 use crate::durable;
 use crate::shims::keyring::kek;
 
-/// Makes keys.
+/// Make keys
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(subcommand)]
@@ -23,7 +23,6 @@ enum Action {
     /// It wraps the key of every person. It is never in the database, and so in none of the database's backups: WHO LOSES
     /// IT LOSES EVERYTHING that sidekeep ever sealed, for good, and nobody can help. Keep a copy where the database's
     /// backups are not, before the first record is written.
-    #[command(verbatim_doc_comment)]
     Generate {
         /// Write it to a new file, for the owner's eyes only; an existing file is never overwritten
         #[arg(long, value_name = "FILE")]

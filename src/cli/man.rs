@@ -8,7 +8,7 @@ use clap::CommandFactory as _;
 use super::{Cli, output};
 use crate::durable;
 
-/// Prints the manual page sidekeep(1), or writes the pages of all commands.
+/// Print the manual page sidekeep(1), or write the pages of all commands
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Write all pages into this folder

@@ -5,7 +5,9 @@ use super::serve::runtime;
 use super::{Global, output};
 use crate::shims::{config, migrations};
 
-/// Brings the database's schema up to date, as the owner of the tables (`database.migrate_url_file`).
+/// Bring the database's schema up to date
+///
+/// It connects as the owner of the tables (database.migrate_url_file), since the daemon's own role may not change them.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Change nothing; exit with 1 when there is something to do

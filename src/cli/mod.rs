@@ -26,7 +26,7 @@ mod status;
 
 /// Keeps the records that privacy and security law asks for, beside an application.
 #[derive(Debug, Parser)]
-#[command(name = "sidekeep", version, propagate_version = true, after_long_help = EXIT_CODES)]
+#[command(name = "sidekeep", version, after_long_help = EXIT_CODES)]
 #[command(disable_help_subcommand = true, max_term_width = 100)]
 pub struct Cli {
     #[command(flatten)]
@@ -51,29 +51,17 @@ struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve applications on the socket
     Serve(serve::Args),
-    /// Make role, database, key and configuration on a fresh host
     Setup(setup::Args),
-    /// Serve with a private PostgreSQL, everything in one folder, to try and to develop
     Dev(dev::Args),
-    /// Bring the database's schema up to date
     Migrate(migrate::Args),
-    /// Call a method of the running daemon
     Call(call::Args),
-    /// Ask the running daemon whether it is well
     Health(health::Args),
-    /// Ask the running daemon what it is doing
     Status(status::Args),
-    /// Check or show the configuration
     Config(config::Args),
-    /// Make keys
     Keyring(keyring::Args),
-    /// Print the description of all methods, in the OpenRPC format
     Openrpc(openrpc::Args),
-    /// Print the completions for a shell
     Completions(completions::Args),
-    /// Print the manual page, or write all of them
     Man(man::Args),
 }
 

@@ -3,7 +3,9 @@
 use super::output;
 use crate::shims::rpc::discover;
 
-/// Prints the OpenRPC document: every method with its parameters, result, errors and examples. The same as `rpc.discover`.
+/// Print the description of all methods, in the OpenRPC format
+///
+/// Every method with its parameters, result, errors and examples; the same as `rpc.discover` answers.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {}
 

@@ -13,9 +13,9 @@ use crate::daemon::{self, Ended, Settings};
 use crate::shims::rpc::listener::BindError;
 use crate::shims::{config, telemetry};
 
-/// Serves applications on the socket until SIGTERM or SIGINT. SIGHUP reads the configuration again.
+/// Serve applications on the socket
 ///
-/// The first signal lets calls in flight end (socket.drain), a second one cuts them. Never changes the schema: that is
+/// Until SIGTERM or SIGINT; SIGHUP reads the configuration again. The first signal lets calls in flight end (socket.drain), a second one cuts them. Never changes the schema: that is
 /// `sidekeep migrate`. Exits with 78 when the configuration is wrong and with 75 when a living daemon owns the socket.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {}

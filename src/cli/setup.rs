@@ -24,7 +24,7 @@ const OWNER: &str = "sidekeep_owner";
 /// The database.
 const DATABASE: &str = "sidekeep";
 
-/// Makes what the daemon needs on a fresh host: the database with its two roles and schema, the key and the configuration.
+/// Make database, roles, schema, key and configuration on a fresh host
 ///
 /// Run it as root. It reaches the PostgreSQL of this host as the operating system's user `postgres`, or any other with
 /// --admin-url-file. The daemon's own connections use passwords, which are made here and kept in files for its group

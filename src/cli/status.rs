@@ -3,7 +3,7 @@
 use super::client::Answer;
 use super::{Global, json, output, socket};
 
-/// Asks the running daemon what it is doing: version, uptime, queues, connections.
+/// Ask the running daemon what it is doing: version, uptime, queues, connections
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
