@@ -2,6 +2,8 @@
 
 pub mod error;
 
+pub mod shims;
+
 pub mod clock;
 pub mod config;
 pub mod values;

@@ -1,1 +1,88 @@
-//! One file per command.
+//! The command line: one file per command. What a command prints is its result; an error is one line with what to do.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+pub use exit::{exit_code, message};
+
+mod call;
+mod client;
+mod completions;
+mod config;
+mod dev;
+mod exit;
+mod health;
+mod json;
+mod keyring;
+mod man;
+mod migrate;
+mod openrpc;
+mod output;
+mod serve;
+mod setup;
+mod socket;
+mod status;
+
+/// Keeps the records that privacy and security law asks for, beside an application.
+#[derive(Debug, Parser)]
+#[command(name = "sidekeep", version, after_long_help = EXIT_CODES)]
+#[command(disable_help_subcommand = true, max_term_width = 100)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed, or the daemon answered with an error; 2 wrong usage, or the \
+daemon was not reached; 75 a living daemon owns the socket; 78 the configuration is wrong.";
+
+/// What every command takes.
+#[derive(Debug, clap::Args)]
+struct Global {
+    /// The configuration; without it $SIDEKEEP_CONFIG, then /etc/sidekeep/sidekeep.toml
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print machine-readable output
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(serve::Args),
+    Setup(setup::Args),
+    Dev(dev::Args),
+    Migrate(migrate::Args),
+    Call(call::Args),
+    Health(health::Args),
+    Status(status::Args),
+    Config(config::Args),
+    Keyring(keyring::Args),
+    Openrpc(openrpc::Args),
+    Completions(completions::Args),
+    Man(man::Args),
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// [`message`] says what to print and [`exit_code`] how to end.
+pub fn run(cli: Cli) -> anyhow::Result<()> {
+    let Cli { global, command } = cli;
+    match command {
+        Command::Serve(args) => serve::run(args, &global),
+        Command::Setup(args) => setup::run(args),
+        Command::Dev(args) => dev::run(args),
+        Command::Migrate(args) => migrate::run(args, &global),
+        Command::Call(args) => call::run(args, &global),
+        Command::Health(args) => health::run(args, &global),
+        Command::Status(args) => status::run(args, &global),
+        Command::Config(args) => config::run(args, &global),
+        Command::Keyring(args) => keyring::run(args),
+        Command::Openrpc(args) => openrpc::run(args),
+        Command::Completions(args) => completions::run(args),
+        Command::Man(args) => man::run(args),
+    }
+}

@@ -1,0 +1,38 @@
+//! `sidekeep migrate`: the only command, besides `dev` and `setup`, that changes the schema.
+
+use super::exit::{Code, coded};
+use super::serve::runtime;
+use super::{Global, output};
+use crate::shims::{config, migrations};
+
+/// Bring the database's schema up to date
+///
+/// It connects as the owner of the tables (database.migrate_url_file), since the daemon's own role may not change them.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Change nothing; exit with 1 when there is something to do
+    #[arg(long)]
+    check: bool,
+}
+
+pub(super) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
+    let loaded = config::load(global.config.as_deref()).map_err(|problem| coded(Code::Config, problem))?;
+    let url = config::migrate_url(&loaded.config).map_err(|problem| coded(Code::Config, problem))?;
+    let runtime = runtime()?;
+    let (names, done) = if args.check {
+        (runtime.block_on(migrations::pending(&url))?, "pending")
+    } else {
+        (runtime.block_on(migrations::apply(&url))?, "applied")
+    };
+    if global.json {
+        output::line(&serde_json::json!({ done: names }).to_string())?;
+    } else if names.is_empty() {
+        output::line("the schema is up to date")?;
+    } else {
+        names.iter().try_for_each(|name| output::line(&format!("{done}: {name}")))?;
+    }
+    if args.check && !names.is_empty() {
+        anyhow::bail!("{} migrations are pending; run: sidekeep migrate", names.len());
+    }
+    Ok(())
+}

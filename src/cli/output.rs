@@ -1,0 +1,32 @@
+//! Writing results to standard output, where the reader may go away at any time.
+
+use std::io::{IsTerminal as _, Write as _};
+
+/// Standard output took no more.
+#[derive(Debug, thiserror::Error)]
+#[error("standard output: {0}")]
+pub(super) struct Unwritten(#[from] pub(super) std::io::Error);
+
+/// Writes the text and a newline.
+pub(super) fn line(text: &str) -> Result<(), Unwritten> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{text}")?;
+    Ok(out.flush()?)
+}
+
+/// Writes the bytes as they are.
+pub(super) fn bytes(bytes: &[u8]) -> Result<(), Unwritten> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(bytes)?;
+    Ok(out.flush()?)
+}
+
+/// Whether a person reads standard output.
+pub(super) fn is_terminal() -> bool {
+    std::io::stdout().is_terminal()
+}
+
+/// Tells a person what a long command is doing. Nothing depends on it, so that a closed standard error stops nothing.
+pub(super) fn note(text: &str) {
+    drop(writeln!(std::io::stderr(), "{text}"));
+}

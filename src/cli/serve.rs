@@ -1,0 +1,71 @@
+//! `sidekeep serve`: the daemon, as a service manager runs it.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use tokio::runtime::Runtime;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::Global;
+use super::exit::{Code, coded};
+use crate::daemon::{self, Ended, Settings};
+use crate::shims::rpc::listener::BindError;
+use crate::shims::{config, telemetry};
+
+/// Serve applications on the socket
+///
+/// Until SIGTERM or SIGINT; SIGHUP reads the configuration again. The first signal lets calls in flight end (socket.drain), a second one cuts them. Never changes the schema: that is
+/// `sidekeep migrate`. Exits with 78 when the configuration is wrong and with 75 when a living daemon owns the socket.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {}
+
+pub(super) fn run(_: Args, global: &Global) -> anyhow::Result<()> {
+    let loaded = config::load(global.config.as_deref()).map_err(|problem| coded(Code::Config, problem))?;
+    serve(Settings { config: loaded.config, path: global.config.clone() }, || {})
+}
+
+/// Serves with this configuration until a signal ends it.
+pub(super) fn serve(settings: Settings, ready: impl FnOnce()) -> anyhow::Result<()> {
+    let telemetry = telemetry::init(&settings.config.log);
+    let runtime = runtime()?;
+    let tracker = TaskTracker::new();
+    let ended = runtime.block_on(async {
+        let signals = daemon::signals(&tracker).context("the signals cannot be taken over")?;
+        let path = settings.config.socket.path.clone();
+        let listener = daemon::listen(&settings.config).map_err(|error| unbound(error, path))?;
+        let ended = CancellationToken::new();
+        telemetry.upkeep(&tracker, ended.clone());
+        let how = daemon::run(settings, listener, signals, ready).await.map_err(with_cause)?;
+        ended.cancel();
+        tracker.close();
+        tracker.wait().await;
+        anyhow::Ok(how)
+    })?;
+    match ended {
+        Ended::Drained => Ok(()),
+        Ended::Aborted => anyhow::bail!("a second signal cut the calls in flight"),
+    }
+}
+
+/// A runtime for the commands that need one; building it is most of what a short command would cost.
+pub(super) fn runtime() -> anyhow::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("the runtime cannot be started")
+}
+
+fn unbound(error: BindError, path: PathBuf) -> anyhow::Error {
+    match error {
+        BindError::InUse => {
+            coded(Code::Busy, format!("{}: a living daemon owns this socket", path.display()))
+        }
+        other => anyhow::Error::new(other).context(format!("{}: cannot listen", path.display())),
+    }
+}
+
+/// What callers are not told ("internal error") is what an operator needs to hear.
+fn with_cause(error: crate::error::Error) -> anyhow::Error {
+    match error {
+        crate::error::Error::Internal(cause) => anyhow::anyhow!("{cause}"),
+        other => other.into(),
+    }
+}
