@@ -2,7 +2,9 @@
 //!
 //! Also what the service manager hears of it. Knows nothing of methods or tables, and never migrates.
 
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -12,14 +14,15 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
-use crate::app::App;
-use crate::config::Config;
-use crate::error::Result;
+use crate::app::{App, OpenError};
+use crate::config::{self, Config, Loaded};
+use crate::keyring::StartError;
+use crate::rpc::access::PolicyError;
 use crate::rpc::call::Calls;
-use crate::shims::app;
-use crate::shims::config;
-use crate::shims::rpc::listener::{BindError, Listener};
-use crate::shims::rpc::{listener, server};
+use crate::rpc::listener::{BindError, Listener};
+use crate::rpc::server::{self, Shutdown};
+use crate::rpc::{http, listener};
+use crate::telemetry::Telemetry;
 
 pub use signals::{Signal, signals};
 
@@ -28,8 +31,8 @@ mod signals;
 /// What the daemon starts with, and where a reload finds what changed.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The configuration.
-    pub config: Config,
+    /// The configuration, and where each of its values is from.
+    pub loaded: Loaded,
     /// The file it came from, as the command line named it.
     pub path: Option<PathBuf>,
 }
@@ -48,85 +51,204 @@ pub enum Ended {
 /// # Errors
 /// [`BindError::InUse`] when a living daemon owns the path.
 pub fn listen(config: &Config) -> Result<Listener, BindError> {
-    match sd_notify::listen_fds()?.next() {
-        Some(descriptor) => Listener::from_systemd(descriptor),
+    let handed_over = sd_notify::listen_fds().map_err(|_| BindError::NotListening)?.next();
+    match handed_over {
+        Some(descriptor) => Listener::from_systemd(own(descriptor)),
         None => listener::bind(&config.socket),
+    }
+}
+
+/// Takes over a descriptor that systemd has opened for this process.
+#[expect(
+    unsafe_code,
+    reason = "a bare number from the environment is all that the protocol of sd_listen_fds(3) gives"
+)]
+fn own(descriptor: RawFd) -> OwnedFd {
+    // SAFETY: LISTEN_PID was this process's id, so systemd opened the descriptor for it; it is taken once, before
+    // anything else of this process could have opened or closed one of that number.
+    unsafe { OwnedFd::from_raw_fd(descriptor) }
+}
+
+/// Why nothing was served, or no longer.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// Keys, database and configuration do not belong together.
+    #[error("{0}")]
+    Open(Arc<OpenError>),
+    /// A rule of `[access]` cannot be followed.
+    #[error(transparent)]
+    Access(#[from] PolicyError),
+    /// `metrics.listen` cannot be listened on.
+    #[error("metrics.listen: {0}")]
+    Metrics(std::io::Error),
+}
+
+impl RunError {
+    /// Whether another start with the same configuration would end the same way.
+    pub fn is_configuration(&self) -> bool {
+        match self {
+            Self::Open(error) => matches!(
+                &**error,
+                OpenError::Url(_)
+                    | OpenError::KeyFile(_)
+                    | OpenError::Kek(_)
+                    | OpenError::Connect(_)
+                    | OpenError::Keyring(StartError::OtherDeployment { .. } | StartError::MissingKek { .. })
+            ),
+            Self::Access(_) => true,
+            Self::Metrics(_) => false,
+        }
     }
 }
 
 /// Serves until a signal ends it. `ready` runs once, when calls are answered.
 ///
 /// # Errors
-/// Why it did not start: nothing was served then.
+/// Why it did not start, or could not go on.
 pub async fn run(
     settings: Settings,
     listener: Listener,
+    telemetry: Telemetry,
     mut signals: mpsc::Receiver<Signal>,
     ready: impl FnOnce(),
-) -> Result<Ended> {
+) -> Result<Ended, RunError> {
     raise_descriptor_limit();
-    let Settings { config, path } = settings;
-    let app = Arc::new(App::open(config).await?);
-    let calls = Calls::new(app.clone());
-    let (drain, abort) = (CancellationToken::new(), CancellationToken::new());
-    let tracker = TaskTracker::new();
-    tracker.spawn(feed_watchdog(abort.clone()));
-    let serving =
-        server::run(listener, calls, server::Shutdown { drain: drain.clone(), abort: abort.clone() });
-    tell(&[NotifyState::Ready, NotifyState::Status("serving")]);
-    info!(version = env!("CARGO_PKG_VERSION"), "serving");
-    ready();
-    tokio::pin!(serving);
-    let ended = loop {
-        tokio::select! {
-            done = &mut serving => break done,
-            Some(signal) = signals.recv() => match signal {
-                Signal::Reload => reload(&app, path.as_deref()),
-                Signal::Stop if drain.is_cancelled() => {
-                    warn!("a second signal: calls in flight are cut");
-                    abort.cancel();
-                }
-                Signal::Stop => {
-                    info!("draining");
-                    tell(&[NotifyState::Stopping, NotifyState::Status("draining")]);
-                    drain.cancel();
-                }
-            },
+    let (shutdown, end, tracker) = (Shutdown::default(), CancellationToken::new(), TaskTracker::new());
+    telemetry.upkeep(&tracker, end.clone());
+    tracker.spawn(feed_watchdog(end.clone()));
+    let opened = open(&settings, telemetry, &tracker, &end, &shutdown).await;
+    let ended = match opened {
+        Err(error) => Err(error),
+        Ok(calls) => {
+            tell(&[NotifyState::Ready, NotifyState::Status("serving")]);
+            info!(version = env!("CARGO_PKG_VERSION"), "serving");
+            ready();
+            let serving = Serving { calls, settings, shutdown };
+            serving.until_end(listener, &mut signals).await
         }
     };
-    let aborted = abort.is_cancelled();
-    abort.cancel();
+    end.cancel();
     tracker.close();
     tracker.wait().await;
-    ended?;
-    Ok(if aborted { Ended::Aborted } else { Ended::Drained })
+    ended
 }
 
-/// Applies what can change while serving. A configuration that is wrong changes nothing.
-fn reload(app: &App, path: Option<&Path>) {
-    if let Ok(now) = NotifyState::monotonic_usec_now() {
-        tell(&[NotifyState::Reloading, now]);
+async fn open(
+    settings: &Settings,
+    telemetry: Telemetry,
+    tracker: &TaskTracker,
+    end: &CancellationToken,
+    shutdown: &Shutdown,
+) -> Result<Arc<Calls>, RunError> {
+    let config = settings.loaded.config.clone();
+    let metrics = config.metrics.listen;
+    let app = App::open(config, telemetry, tracker.clone(), end.clone())
+        .await
+        .map_err(|error| RunError::Open(Arc::new(error)))?;
+    let calls = Calls::new(app)?;
+    if let Some(address) = metrics {
+        let listener = tokio::net::TcpListener::bind(address).await.map_err(RunError::Metrics)?;
+        tracker.spawn(http::serve_metrics(listener, calls.clone(), shutdown.clone()));
     }
-    let status = match config::load(path) {
-        Err(problem) => {
-            error!(%problem, "the configuration is wrong; the old one stays");
-            format!("serving; the configuration is wrong and was not reloaded: {problem}")
-        }
-        Ok(loaded) => {
-            let waiting = app::reload(app, loaded.config);
-            if waiting.is_empty() {
-                info!("the configuration was reloaded");
-                "serving".to_owned()
-            } else {
-                let keys = waiting.join(", ");
-                warn!(keys, "the configuration was reloaded; these keys need a restart");
-                format!("serving; needs a restart for {keys}")
+    Ok(calls)
+}
+
+/// A daemon that serves.
+struct Serving {
+    calls: Arc<Calls>,
+    settings: Settings,
+    shutdown: Shutdown,
+}
+
+impl Serving {
+    async fn until_end(
+        &self,
+        listener: Listener,
+        signals: &mut mpsc::Receiver<Signal>,
+    ) -> Result<Ended, RunError> {
+        let serving = server::run(listener, self.calls.clone(), self.shutdown.clone());
+        tokio::pin!(serving);
+        let mut failure = None;
+        loop {
+            tokio::select! {
+                () = &mut serving => break,
+                error = self.calls.app().failed(), if failure.is_none() => {
+                    error!("cannot serve: {error}");
+                    failure = Some(error);
+                    self.stop();
+                }
+                Some(signal) = signals.recv() => match signal {
+                    Signal::Reload => self.reload(),
+                    Signal::Stop => self.stop(),
+                },
             }
         }
-    };
-    // A status is one line.
-    let status = status.replace('\n', "; ");
-    tell(&[NotifyState::Ready, NotifyState::Status(&status)]);
+        let aborted = self.shutdown.abort.is_cancelled();
+        self.shutdown.drain.cancel();
+        self.shutdown.abort.cancel();
+        match failure {
+            Some(error) => Err(RunError::Open(error)),
+            None if aborted => Ok(Ended::Aborted),
+            None => Ok(Ended::Drained),
+        }
+    }
+
+    /// The first time drains, the second time aborts.
+    fn stop(&self) {
+        if self.shutdown.drain.is_cancelled() {
+            warn!("asked to stop again: calls in flight are cut");
+            self.calls.cut();
+            self.shutdown.abort.cancel();
+            return;
+        }
+        info!("draining");
+        tell(&[NotifyState::Stopping, NotifyState::Status("draining")]);
+        self.calls.drain();
+        self.shutdown.drain.cancel();
+    }
+
+    /// Applies what can change while serving. A configuration that is wrong changes nothing.
+    fn reload(&self) {
+        if let Ok(now) = NotifyState::monotonic_usec_now() {
+            tell(&[NotifyState::Reloading, now]);
+        }
+        let (status, problem) = match self.apply() {
+            Err(problem) => {
+                error!("the configuration is wrong; the old one stays: {problem}");
+                (
+                    format!("serving; the configuration is wrong and was not reloaded: {problem}"),
+                    Some(problem),
+                )
+            }
+            Ok(waiting) if waiting.is_empty() => {
+                info!("the configuration was reloaded");
+                ("serving".to_owned(), None)
+            }
+            Ok(waiting) => {
+                let keys = waiting.join(", ");
+                warn!(keys, "the configuration was reloaded; these keys need a restart");
+                (format!("serving; needs a restart for {keys}"), None)
+            }
+        };
+        self.calls.app().note_reload(problem);
+        // A status is one line.
+        let status = status.replace('\n', "; ");
+        tell(&[NotifyState::Ready, NotifyState::Status(&status)]);
+    }
+
+    /// Takes over `[access]` and `log.level`; answers the keys of others that differ from those this daemon started with.
+    fn apply(&self) -> Result<Vec<String>, String> {
+        let loaded = config::load(self.settings.path.as_deref()).map_err(|problem| problem.to_string())?;
+        self.calls.grant(&loaded.config.access).map_err(|problem| problem.to_string())?;
+        self.calls.app().telemetry.set_level(loaded.config.log.level);
+        let values = |loaded: &Loaded| -> BTreeMap<String, Option<String>> {
+            loaded.settings().into_iter().map(|setting| (setting.key, setting.value)).collect()
+        };
+        let (old, new) = (values(&self.settings.loaded), values(&loaded));
+        let live = |key: &str| key.starts_with("access.") || key == "log.level";
+        let keys: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+        Ok(keys.into_iter().filter(|key| old.get(*key) != new.get(*key) && !live(key)).cloned().collect())
+    }
 }
 
 /// Tells systemd that the runtime still runs its tasks: a ping goes out only when a timer fired and a worker took it up.

@@ -2,8 +2,6 @@
 
 pub mod error;
 
-pub mod shims;
-
 pub mod clock;
 pub mod config;
 pub mod values;

@@ -2,7 +2,7 @@
 
 use super::exit::{Code, coded};
 use super::{Global, output};
-use crate::shims::config;
+use crate::config;
 
 /// Check or show the configuration
 ///

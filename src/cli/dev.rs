@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 
 use super::exit::{Code, coded};
+use super::migrate::migrate;
 use super::output::note;
-use super::serve::{runtime, serve};
-use crate::config::Config;
+use super::serve::serve;
+use crate::config;
+use crate::config::Loaded;
 use crate::daemon::Settings;
 use crate::durable;
-use crate::shims::keyring::kek;
-use crate::shims::{config, migrations};
+use crate::keyring::kek;
 use crate::store::private::{self, Options, Private};
 
 /// The role that the daemon serves as.
@@ -43,9 +44,9 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         folder.load()?;
     }
     let postgres = start(&folder, args.pg_bin.as_deref())?;
-    let served = prepare(&folder, &postgres).and_then(|config| {
-        let socket = config.socket.path.clone();
-        serve(Settings { config, path: Some(folder.config.clone()) }, || greet(&folder, &socket))
+    let served = prepare(&folder, &postgres).and_then(|loaded| {
+        let socket = loaded.config.socket.path.clone();
+        serve(Settings { loaded, path: Some(folder.config.clone()) }, || greet(&folder, &socket))
     });
     // Whatever became of the daemon, the cluster ends in order.
     let stopped = postgres.stop().context("PostgreSQL");
@@ -78,9 +79,8 @@ impl Folder {
         })
     }
 
-    fn load(&self) -> anyhow::Result<Config> {
-        let loaded = config::load(Some(&self.config)).map_err(|problem| coded(Code::Config, problem))?;
-        Ok(loaded.config)
+    fn load(&self) -> anyhow::Result<Loaded> {
+        config::load(Some(&self.config)).map_err(|problem| coded(Code::Config, problem))
     }
 }
 
@@ -100,7 +100,7 @@ fn start(folder: &Folder, binaries: Option<&Path>) -> anyhow::Result<Private> {
 }
 
 /// Makes what is missing, in the order in which a start that is cut off can go on: the configuration comes last.
-fn prepare(folder: &Folder, postgres: &Private) -> anyhow::Result<Config> {
+fn prepare(folder: &Folder, postgres: &Private) -> anyhow::Result<Loaded> {
     postgres.provision(ROLE, DATABASE)?;
     durable::create_directory(Path::new(&folder.root).join("keys").as_path(), 0o700)
         .with_context(|| format!("{}/keys: cannot be made", folder.root))?;
@@ -113,7 +113,8 @@ fn prepare(folder: &Folder, postgres: &Private) -> anyhow::Result<Config> {
             .with_context(|| format!("{}: cannot be written", folder.config.display()))?;
         note(&format!("made: database {DATABASE}, role {ROLE}, a key, {}", folder.config.display()));
     }
-    let config = folder.load()?;
+    let loaded = folder.load()?;
+    let config = &loaded.config;
     if config.database.url.as_deref() != Some(&url) {
         note(&format!(
             "note: database.url in {} is not that of the private PostgreSQL, {url}. Has the folder moved? \
@@ -121,12 +122,12 @@ fn prepare(folder: &Folder, postgres: &Private) -> anyhow::Result<Config> {
             folder.config.display()
         ));
     }
-    let owner = config::migrate_url(&config).map_err(|problem| coded(Code::Config, problem))?;
-    let applied = runtime()?.block_on(migrations::apply(&owner)).context("the schema")?;
+    let owner = config::migrate_url(config).map_err(|problem| coded(Code::Config, problem))?;
+    let applied = migrate(&config.database, &owner).context("the schema")?;
     if !applied.is_empty() {
         note(&format!("made the schema: {} migrations", applied.len()));
     }
-    Ok(config)
+    Ok(loaded)
 }
 
 fn write(path: &str, text: &str) -> anyhow::Result<()> {
@@ -136,7 +137,7 @@ fn write(path: &str, text: &str) -> anyhow::Result<()> {
 
 /// Makes the key, or takes the one that a start that was cut off has made.
 fn make_key(folder: &Folder) -> anyhow::Result<()> {
-    match durable::create_new(Path::new(&folder.kek), kek::generate().as_bytes(), 0o600) {
+    match durable::create_new(Path::new(&folder.kek), kek::generate()?.as_bytes(), 0o600) {
         Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
             Err(error).with_context(|| format!("{}: cannot be written", folder.kek))
         }

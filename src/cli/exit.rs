@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display};
 
-use crate::shims::config::ConfigError;
+use crate::config::ConfigError;
 
 /// An exit code other than 0 and 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

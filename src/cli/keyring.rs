@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use super::exit::{Code, coded};
 use super::output;
 use crate::durable;
-use crate::shims::keyring::kek;
+use crate::keyring::kek;
 
 /// Make keys
 #[derive(Debug, clap::Args)]
@@ -32,7 +32,7 @@ enum Action {
 
 pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let Action::Generate { out } = args.action;
-    let text = kek::generate();
+    let text = kek::generate()?;
     let Some(path) = out else { return Ok(output::bytes(text.as_bytes())?) };
     match durable::create_new(&path, text.as_bytes(), 0o600) {
         Ok(()) => {}

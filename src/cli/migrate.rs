@@ -3,7 +3,10 @@
 use super::exit::{Code, coded};
 use super::serve::runtime;
 use super::{Global, output};
-use crate::shims::{config, migrations};
+use crate::config;
+use crate::config::Database;
+use crate::store::migrations::{self, Schema};
+use tokio_util::task::TaskTracker;
 
 /// Bring the database's schema up to date
 ///
@@ -15,14 +18,26 @@ pub(super) struct Args {
     check: bool,
 }
 
+/// Applies what is missing, and answers the versions applied.
+pub(super) fn migrate(database: &Database, url: &str) -> anyhow::Result<Vec<String>> {
+    let tracker = TaskTracker::new();
+    Ok(runtime()?.block_on(migrations::apply(database, url, &tracker))?)
+}
+
 pub(super) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
     let loaded = config::load(global.config.as_deref()).map_err(|problem| coded(Code::Config, problem))?;
     let url = config::migrate_url(&loaded.config).map_err(|problem| coded(Code::Config, problem))?;
-    let runtime = runtime()?;
+    let database = &loaded.config.database;
     let (names, done) = if args.check {
-        (runtime.block_on(migrations::pending(&url))?, "pending")
+        let tracker = TaskTracker::new();
+        let schema = runtime()?.block_on(migrations::check(database, &url, &tracker))?;
+        match schema {
+            Schema::Fits => (Vec::new(), "pending"),
+            Schema::Older { pending } => (pending, "pending"),
+            Schema::Newer { .. } => anyhow::bail!("{}", schema.advice().unwrap_or_default()),
+        }
     } else {
-        (runtime.block_on(migrations::apply(&url))?, "applied")
+        (migrate(database, &url)?, "applied")
     };
     if global.json {
         output::line(&serde_json::json!({ done: names }).to_string())?;

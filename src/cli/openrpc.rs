@@ -1,7 +1,8 @@
 //! `sidekeep openrpc`: the description of the interface, without a daemon.
 
 use super::output;
-use crate::shims::rpc::discover;
+use crate::rpc::discover;
+use crate::rpc::methods::Methods;
 
 /// Print the description of all methods, in the OpenRPC format
 ///
@@ -10,5 +11,5 @@ use crate::shims::rpc::discover;
 pub(super) struct Args {}
 
 pub(super) fn run(_: Args) -> anyhow::Result<()> {
-    Ok(output::line(&serde_json::to_string_pretty(&discover::document())?)?)
+    Ok(output::line(&serde_json::to_string_pretty(&discover::document(&Methods::all()))?)?)
 }

@@ -1,17 +1,16 @@
 //! `sidekeep serve`: the daemon, as a service manager runs it.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use anyhow::Context as _;
 use tokio::runtime::Runtime;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::Global;
 use super::exit::{Code, coded};
 use crate::daemon::{self, Ended, Settings};
-use crate::shims::rpc::listener::BindError;
-use crate::shims::{config, telemetry};
+use crate::rpc::listener::BindError;
+use crate::{config, telemetry};
 
 /// Serve applications on the socket
 ///
@@ -22,22 +21,23 @@ pub(super) struct Args {}
 
 pub(super) fn run(_: Args, global: &Global) -> anyhow::Result<()> {
     let loaded = config::load(global.config.as_deref()).map_err(|problem| coded(Code::Config, problem))?;
-    serve(Settings { config: loaded.config, path: global.config.clone() }, || {})
+    serve(Settings { loaded, path: global.config.clone() }, || {})
 }
 
 /// Serves with this configuration until a signal ends it.
 pub(super) fn serve(settings: Settings, ready: impl FnOnce()) -> anyhow::Result<()> {
-    let telemetry = telemetry::init(&settings.config.log);
+    let telemetry = telemetry::init(&settings.loaded.config.log);
     let runtime = runtime()?;
     let tracker = TaskTracker::new();
     let ended = runtime.block_on(async {
         let signals = daemon::signals(&tracker).context("the signals cannot be taken over")?;
-        let path = settings.config.socket.path.clone();
-        let listener = daemon::listen(&settings.config).map_err(|error| unbound(error, path))?;
-        let ended = CancellationToken::new();
-        telemetry.upkeep(&tracker, ended.clone());
-        let how = daemon::run(settings, listener, signals, ready).await.map_err(with_cause)?;
-        ended.cancel();
+        let listener = {
+            let config = &settings.loaded.config;
+            daemon::listen(config).map_err(|error| unbound(error, &config.socket.path))?
+        };
+        let how = daemon::run(settings, listener, telemetry, signals, ready).await.map_err(|error| {
+            if error.is_configuration() { coded(Code::Config, error) } else { error.into() }
+        })?;
         tracker.close();
         tracker.wait().await;
         anyhow::Ok(how)
@@ -53,19 +53,11 @@ pub(super) fn runtime() -> anyhow::Result<Runtime> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().context("the runtime cannot be started")
 }
 
-fn unbound(error: BindError, path: PathBuf) -> anyhow::Error {
+fn unbound(error: BindError, path: &Path) -> anyhow::Error {
     match error {
-        BindError::InUse => {
+        BindError::InUse { .. } => {
             coded(Code::Busy, format!("{}: a living daemon owns this socket", path.display()))
         }
         other => anyhow::Error::new(other).context(format!("{}: cannot listen", path.display())),
-    }
-}
-
-/// What callers are not told ("internal error") is what an operator needs to hear.
-fn with_cause(error: crate::error::Error) -> anyhow::Error {
-    match error {
-        crate::error::Error::Internal(cause) => anyhow::anyhow!("{cause}"),
-        other => other.into(),
     }
 }

@@ -9,10 +9,10 @@ use zeroize::Zeroizing;
 use self::admin::Admin;
 use self::place::Place;
 use super::exit::{Code, coded};
+use super::migrate::migrate;
 use super::output;
-use super::serve::runtime;
-use crate::shims::keyring::kek;
-use crate::shims::{config, migrations};
+use crate::config;
+use crate::keyring::kek;
 
 mod admin;
 mod place;
@@ -141,7 +141,7 @@ impl Setup {
                 self.place.kek.display()
             );
         }
-        self.place.create_for_daemon(&self.place.kek, kek::generate().as_bytes())?;
+        self.place.create_for_daemon(&self.place.kek, kek::generate()?.as_bytes())?;
         self.made(&shown)
     }
 
@@ -190,7 +190,7 @@ impl Setup {
         let loaded =
             config::load(Some(&self.place.config)).map_err(|problem| coded(Code::Config, problem))?;
         let url = config::migrate_url(&loaded.config).map_err(|problem| coded(Code::Config, problem))?;
-        let applied = runtime()?.block_on(migrations::apply(&url)).context("the schema")?;
+        let applied = migrate(&loaded.config.database, &url).context("the schema")?;
         match applied.len() {
             0 => self.kept("schema sidekeep"),
             count => self.made(&format!("schema sidekeep, {count} migrations")),

@@ -8,8 +8,8 @@ use serde_json::value::RawValue;
 use super::Global;
 use super::client::{self, Answer, Refusal};
 use super::exit::{Code, coded};
+use crate::config;
 use crate::config::Period;
-use crate::shims::config;
 
 /// Where the daemon is, and how long it may take.
 #[derive(Debug, clap::Args)]

@@ -1,5 +1,7 @@
 //! The only file that knows JSON-RPC codes: what each error is called on the wire, and what its data say.
 
+use std::time::Duration;
+
 use jsonrpsee::types::ErrorObjectOwned;
 use jsonrpsee::types::error::{
     INTERNAL_ERROR_CODE, INVALID_PARAMS_CODE, INVALID_REQUEST_CODE, METHOD_NOT_FOUND_CODE, PARSE_ERROR_CODE,
@@ -72,9 +74,7 @@ pub fn object(error: &Error, request_id: &str) -> ErrorObjectOwned {
         Error::Restricted => RESTRICTED.object(text, Value::Null),
         Error::TooLarge { max, .. } => TOO_LARGE.object(text, json!({ "max": max })),
         Error::Overloaded { retry_after, .. } => OVERLOADED.object(text, retry_after_ms(*retry_after)),
-        Error::Unavailable { .. } => {
-            UNAVAILABLE.object(text, retry_after_ms(std::time::Duration::from_secs(1)))
-        }
+        Error::Unavailable { .. } => UNAVAILABLE.object(text, retry_after_ms(Duration::from_secs(1))),
         Error::Tampered { at } => TAMPERED.object(text, json!({ "at": at })),
         Error::UnknownOutcome => UNKNOWN_OUTCOME.object(text, Value::Null),
         Error::Internal(_) => {
@@ -83,7 +83,7 @@ pub fn object(error: &Error, request_id: &str) -> ErrorObjectOwned {
     }
 }
 
-fn retry_after_ms(after: std::time::Duration) -> Value {
+fn retry_after_ms(after: Duration) -> Value {
     json!({ "retry_after_ms": u64::try_from(after.as_millis()).unwrap_or(u64::MAX) })
 }
 
@@ -105,13 +105,29 @@ pub fn outcome(error: &Error) -> &'static str {
 }
 
 /// The text is not JSON, or not in a form that can be read on.
-pub fn parse_error(why: &str) -> ErrorObjectOwned {
+pub(super) fn parse_error(why: impl std::fmt::Display) -> ErrorObjectOwned {
     ErrorObjectOwned::owned(PARSE_ERROR_CODE, format!("parse error: {why}"), None::<()>)
 }
 
 /// The JSON is no JSON-RPC 2.0 request.
-pub fn invalid_request(why: &str) -> ErrorObjectOwned {
+pub(super) fn invalid_request(why: impl std::fmt::Display) -> ErrorObjectOwned {
     ErrorObjectOwned::owned(INVALID_REQUEST_CODE, format!("invalid request: {why}"), None::<()>)
+}
+
+/// A fault of the daemon's.
+pub(super) fn internal_error() -> ErrorObjectOwned {
+    ErrorObjectOwned::owned(INTERNAL_ERROR_CODE, "internal error", None::<()>)
+}
+
+/// A message, batch or answer over its limit.
+pub(super) fn too_large(what: &str, max: usize) -> ErrorObjectOwned {
+    let max = u64::try_from(max).unwrap_or(u64::MAX);
+    object(&Error::TooLarge { what: what.to_owned(), max }, "")
+}
+
+/// No room, for now.
+pub(super) fn overloaded(what: &'static str, retry_after: Duration) -> ErrorObjectOwned {
+    object(&Error::Overloaded { what, retry_after }, "")
 }
 
 /// There is no such method; names the nearest one.

@@ -13,8 +13,8 @@ use nix::unistd::geteuid;
 use zeroize::Zeroizing;
 
 use crate::cli::exit::{Code, coded};
+use crate::config;
 use crate::config::SecretFile;
-use crate::shims::config;
 
 /// The oldest PostgreSQL that sidekeep runs on.
 const OLDEST: u32 = 140_000;
