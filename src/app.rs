@@ -89,11 +89,10 @@ impl App {
         telemetry: Telemetry,
         tracker: TaskTracker,
         end: CancellationToken,
-    ) -> Result<Arc<Self>, OpenError> {
-        let keyring = Keyring::new(config.deployment.name.as_str(), read_keks(&config)?);
-        let store = Store::new(&config.database, &config::database_url(&config)?, tracker.clone())?;
+    ) -> Result<Arc<Self>, Arc<OpenError>> {
+        let records = open_records(&config, &tracker)?;
         let app = Arc::new(Self {
-            records: Records::new(store, keyring, config.limits.clone()),
+            records,
             state: watch::Sender::new(State::Waiting("not tried yet".into())),
             reload_error: Mutex::new(None),
             started: Instant::now(),
@@ -104,7 +103,7 @@ impl App {
         });
         app.prepare(START).await;
         if let State::Failed(error) = app.state() {
-            return Err(Arc::into_inner(error).unwrap_or_else(|| OpenError::Database("see the log".into())));
+            return Err(error);
         }
         let waiting = app.clone();
         app.tracker.spawn(async move { waiting.keep_preparing().await });
@@ -192,6 +191,12 @@ impl App {
 
 fn is_away(error: &Error) -> bool {
     matches!(error, Error::Unavailable { .. } | Error::Overloaded { .. } | Error::UnknownOutcome)
+}
+
+fn open_records(config: &Config, tracker: &TaskTracker) -> Result<Records, OpenError> {
+    let keyring = Keyring::new(config.deployment.name.as_str(), read_keks(config)?);
+    let store = Store::new(&config.database, &config::database_url(config)?, tracker.clone())?;
+    Ok(Records::new(store, keyring, config.limits.clone()))
 }
 
 fn read_keks(config: &Config) -> Result<Keks, OpenError> {

@@ -142,9 +142,7 @@ async fn open(
 ) -> Result<Arc<Calls>, RunError> {
     let config = settings.loaded.config.clone();
     let metrics = config.metrics.listen;
-    let app = App::open(config, telemetry, tracker.clone(), end.clone())
-        .await
-        .map_err(|error| RunError::Open(Arc::new(error)))?;
+    let app = App::open(config, telemetry, tracker.clone(), end.clone()).await.map_err(RunError::Open)?;
     let calls = Calls::new(app)?;
     if let Some(address) = metrics {
         let listener = tokio::net::TcpListener::bind(address).await.map_err(RunError::Metrics)?;

@@ -2,7 +2,7 @@
 
 use super::exit::{Code, coded};
 use super::{Global, output};
-use crate::config;
+use crate::config::{self, Setting};
 
 /// Check or show the configuration
 ///
@@ -28,9 +28,16 @@ pub(super) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
         (Action::Check, true) => serde_json::json!({ "ok": true, "sources": sources }).to_string(),
         (Action::Check, false) => format!("the configuration is right: {}", sources.join(", ")),
         (Action::Show, true) => serde_json::to_string(&loaded.config)?,
-        (Action::Show, false) => {
-            format!("# {}\n{}", sources.join("\n# "), toml::to_string(&loaded.config)?.trim_end())
-        }
+        (Action::Show, false) => loaded.settings().iter().map(shown).collect::<Vec<_>>().join("\n"),
     };
     Ok(output::line(&text)?)
+}
+
+/// A line of TOML that says where the value is from.
+fn shown(setting: &Setting) -> String {
+    let Setting { key, value, origin } = setting;
+    match value {
+        Some(value) => format!("{key} = {value}  # {origin}"),
+        None => format!("# {key} is not set"),
+    }
 }

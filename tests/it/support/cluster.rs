@@ -1,0 +1,123 @@
+//! PostgreSQL for the tests: one cluster for all, and others for tests that hurt theirs.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use sidekeep::config::Database;
+use sidekeep::store::migrations;
+use sidekeep::store::private::{Options, Private, SUPERUSER};
+
+const TEMPLATE: &str = "sidekeep_template";
+const PREFIX: &str = "sidekeep-it-";
+
+/// A private cluster with a migrated database to copy.
+pub struct Cluster {
+    private: Private,
+    made: AtomicU32,
+    _directory: Option<tempfile::TempDir>,
+}
+
+impl Cluster {
+    /// The one that tests share as long as they leave it whole.
+    pub fn shared() -> &'static Self {
+        static SHARED: OnceLock<Cluster> = OnceLock::new();
+        SHARED.get_or_init(|| {
+            sweep();
+            // A static is never dropped: PostgreSQL ends with the process, and the next run sweeps the folder.
+            let directory = tempfile::Builder::new().prefix(PREFIX).tempdir().unwrap().keep();
+            Self::start_in(&directory, &[("max_connections", "400")], None)
+        })
+    }
+
+    /// One that a test has to itself.
+    pub fn own(settings: &[(&str, &str)]) -> Self {
+        let directory = tempfile::Builder::new().prefix(PREFIX).tempdir().unwrap();
+        Self::start_in(&directory.path().to_owned(), settings, Some(directory))
+    }
+
+    fn start_in(path: &Path, settings: &[(&str, &str)], directory: Option<tempfile::TempDir>) -> Self {
+        let private = Private::start(path, Options { sync: false, settings, binaries: None }).unwrap();
+        private.provision(migrations::APP_ROLE, TEMPLATE).unwrap();
+        migrate(&private.url(SUPERUSER, TEMPLATE));
+        Self { private, made: AtomicU32::new(0), _directory: directory }
+    }
+
+    /// The name of a fresh, migrated database.
+    pub fn database(&self) -> String {
+        let name = format!("t{}_{}", std::process::id(), self.made.fetch_add(1, Ordering::Relaxed));
+        self.private.execute("postgres", &format!("CREATE DATABASE {name} TEMPLATE {TEMPLATE}")).unwrap();
+        name
+    }
+
+    /// The name of a fresh database without a schema.
+    pub fn empty_database(&self) -> String {
+        let name = format!("t{}_{}", std::process::id(), self.made.fetch_add(1, Ordering::Relaxed));
+        self.private.execute("postgres", &format!("CREATE DATABASE {name}")).unwrap();
+        name
+    }
+
+    pub fn url(&self, user: &str, database: &str) -> String {
+        self.private.url(user, database)
+    }
+
+    pub fn owner_url(&self, database: &str) -> String {
+        self.private.url(SUPERUSER, database)
+    }
+
+    pub fn app_url(&self, database: &str) -> String {
+        self.private.url(migrations::APP_ROLE, database)
+    }
+
+    /// The postmaster.
+    pub fn pid(&self) -> nix::unistd::Pid {
+        nix::unistd::Pid::from_raw(self.private.pid())
+    }
+
+    pub fn stop(self) {
+        self.private.stop().unwrap();
+    }
+}
+
+/// Applies the migrations as `sidekeep migrate` does.
+pub fn migrate(url: &str) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let tracker = tokio_util::task::TaskTracker::new();
+    runtime.block_on(migrations::apply(&Database::default(), url, &tracker)).unwrap();
+}
+
+/// What psql prints, unaligned, without headings.
+pub fn sql(url: &str, query: &str) -> String {
+    let done = Command::new("psql")
+        .args([
+            url,
+            "-XqAt",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-c",
+            "SET search_path = sidekeep, public",
+            "-c",
+            query,
+        ])
+        .output()
+        .expect("psql, of Debian's postgresql-client");
+    assert!(done.status.success(), "{query}: {}", String::from_utf8_lossy(&done.stderr));
+    String::from_utf8(done.stdout).unwrap().trim().to_owned()
+}
+
+/// Folders of runs that were killed: whoever runs holds a lock on its own.
+fn sweep() {
+    let entries = std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten();
+    let stale = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let Ok(directory) = std::fs::File::open(path) else { return false };
+        let old = path.metadata().and_then(|m| m.modified()).ok().and_then(|at| at.elapsed().ok());
+        name.starts_with(PREFIX)
+            && old.is_some_and(|age| age.as_secs() > 60)
+            && nix::fcntl::Flock::lock(directory, nix::fcntl::FlockArg::LockExclusiveNonblock).is_ok()
+    };
+    for path in entries.map(|entry| entry.path()).filter(stale) {
+        let _ = std::fs::remove_dir_all(path);
+    }
+}

@@ -1,0 +1,198 @@
+//! Daemons as processes, on databases of their own.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+use super::{Client, Cluster, sql, wait_for};
+
+/// A folder with keys and configuration, and a database: what daemons of one deployment share.
+pub struct World {
+    directory: tempfile::TempDir,
+    /// How the owner of the tables connects.
+    pub owner_url: String,
+    /// How daemons connect.
+    pub app_url: String,
+    started: std::cell::Cell<u32>,
+}
+
+impl World {
+    /// On a fresh database of the shared cluster.
+    pub fn new() -> Self {
+        Self::on(Cluster::shared())
+    }
+
+    /// On a fresh database of this cluster.
+    pub fn on(cluster: &Cluster) -> Self {
+        let database = cluster.database();
+        Self::with_urls(cluster.owner_url(&database), cluster.app_url(&database))
+    }
+
+    pub fn with_urls(owner_url: String, app_url: String) -> Self {
+        let directory = tempfile::Builder::new().prefix("sk").tempdir().unwrap();
+        let world = Self { directory, owner_url, app_url, started: std::cell::Cell::new(0) };
+        world.add_key("kek");
+        world
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Makes a key-encryption key.
+    pub fn add_key(&self, name: &str) -> PathBuf {
+        let path = self.path(name);
+        let made = sidekeep(&["keyring", "generate", "--out", path.to_str().unwrap()]);
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        path
+    }
+
+    /// Writes the configuration of another daemon, and answers its file and socket. `more` is TOML that goes with it: a
+    /// table that is there already (`[database]`) is given by `database.key = …` lines before any table.
+    pub fn configure(&self, more: &str) -> (PathBuf, PathBuf) {
+        let number = self.started.get();
+        self.started.set(number + 1);
+        let (file, socket) = (self.path(&format!("{number}.toml")), self.path(&format!("{number}.sock")));
+        let base = format!(
+            "deployment.name = \"test\"\nsocket.path = {socket:?}\nsocket.group = \"\"\n\
+             database.url = {:?}\nkeyring.key_files = [{:?}]\nlog.format = \"json\"\n",
+            self.app_url,
+            self.path("kek"),
+        );
+        let given = |line: &&str| {
+            let key = line.split('=').next().unwrap().trim().to_owned();
+            !more.lines().any(|other| other.split('=').next().unwrap().trim() == key)
+        };
+        let text = base.lines().filter(given).map(|line| format!("{line}\n")).collect::<String>() + more;
+        std::fs::write(&file, text).unwrap();
+        (file, socket)
+    }
+
+    /// Starts a daemon that serves.
+    pub fn start(&self) -> Daemon {
+        self.start_with("")
+    }
+
+    /// Starts a daemon that serves, with more configuration.
+    pub fn start_with(&self, more: &str) -> Daemon {
+        let daemon = self.spawn(more);
+        daemon.wait_ready();
+        daemon
+    }
+
+    /// Starts a daemon, and waits for nothing.
+    pub fn spawn(&self, more: &str) -> Daemon {
+        let (file, socket) = self.configure(more);
+        Daemon::spawn(&file, &socket)
+    }
+
+    /// A query as the owner of the tables.
+    pub fn sql(&self, query: &str) -> String {
+        sql(&self.owner_url, query)
+    }
+}
+
+/// A running daemon; it is killed with this value.
+pub struct Daemon {
+    child: Child,
+    pub config: PathBuf,
+    pub socket: PathBuf,
+    log: PathBuf,
+}
+
+impl Daemon {
+    fn spawn(config: &Path, socket: &Path) -> Self {
+        let log = config.with_extension("log");
+        let output = std::fs::File::options().create(true).append(true).open(&log).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_sidekeep"))
+            .args(["--config", config.to_str().unwrap(), "serve"])
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().unwrap())
+            .stderr(output)
+            .spawn()
+            .unwrap();
+        Self { child, config: config.to_owned(), socket: socket.to_owned(), log }
+    }
+
+    /// Waits until calls are answered.
+    pub fn wait_ready(&self) {
+        wait_for("the daemon", || {
+            assert!(!self.ended(), "the daemon ended: {}", self.log());
+            let health = Client::try_connect(&self.socket).ok()?.call("system.health", json!({})).ok()?;
+            (health["status"] != "unavailable").then_some(())
+        });
+    }
+
+    /// Waits until it listens.
+    pub fn wait_listening(&self) {
+        wait_for("the socket", || {
+            assert!(!self.ended(), "the daemon ended: {}", self.log());
+            Client::try_connect(&self.socket).ok()
+        });
+    }
+
+    fn ended(&self) -> bool {
+        // Safe to ask of a child that nobody has waited for: a zombie is still there.
+        std::fs::read_to_string(format!("/proc/{}/stat", self.pid()))
+            .is_ok_and(|stat| stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z')))
+    }
+
+    pub fn client(&self) -> Client {
+        Client::connect(&self.socket)
+    }
+
+    /// One call on a connection of its own.
+    pub fn ok(&self, method: &str, params: Value) -> Value {
+        self.client().ok(method, params)
+    }
+
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.id()).unwrap())
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal).unwrap();
+    }
+
+    /// Waits for its end, and answers its exit code.
+    pub fn wait(&mut self) -> Option<i32> {
+        wait_for("the daemon's end", || self.child.try_wait().unwrap()).code()
+    }
+
+    /// Ends it in order.
+    pub fn stop(mut self) {
+        self.signal(Signal::SIGTERM);
+        assert_eq!(self.wait(), Some(0), "{}", self.log());
+    }
+
+    /// Everything it has logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Starts it again with the same configuration, after its end.
+    pub fn start_again(&self) -> Self {
+        let daemon = Self::spawn(&self.config, &self.socket);
+        daemon.wait_ready();
+        daemon
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // SIGCONT for one that a test has stopped.
+        let _ = kill(self.pid(), Signal::SIGKILL);
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- {}\n{}", self.log.display(), self.log());
+        }
+    }
+}
+
+/// Runs a command to its end.
+pub fn sidekeep(arguments: &[&str]) -> std::process::Output {
+    Command::new(env!("CARGO_BIN_EXE_sidekeep")).args(arguments).stdin(Stdio::null()).output().unwrap()
+}

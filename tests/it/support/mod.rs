@@ -1,0 +1,26 @@
+//! What the tests share: a real PostgreSQL, daemons as processes, and clients that speak to their sockets.
+
+mod client;
+mod cluster;
+mod daemon;
+
+pub use client::{Answer, Client, RpcError, read};
+pub use cluster::{Cluster, migrate, sql};
+pub use daemon::{Daemon, World, sidekeep};
+
+use std::time::{Duration, Instant};
+
+/// How long anything that is waited for may take on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Asks again and again, until it is so.
+pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let began = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(began.elapsed() < PATIENCE, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
