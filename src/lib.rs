@@ -13,6 +13,8 @@ pub mod store;
 
 pub mod keyring;
 
+pub mod audit;
+
 pub mod records;
 
 pub mod app;

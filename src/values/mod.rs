@@ -72,6 +72,10 @@ text! {
     Term, 1..=128
 }
 text! {
+    /// The id of what an action was done to, kept in the clear.
+    ResourceId, 1..=512
+}
+text! {
     /// A short text about a person, kept sealed: a name, an e-mail address, a title.
     ShortText, 1..=1024
 }
