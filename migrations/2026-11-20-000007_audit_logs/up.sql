@@ -69,7 +69,6 @@ BEGIN
     EXECUTE format(
         'CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON sidekeep.%I FOR EACH STATEMENT EXECUTE FUNCTION sidekeep.refuse_change()',
         name);
-    EXECUTE format('GRANT SELECT, INSERT ON sidekeep.%I TO sidekeep_app', name);
     RETURN true;
 END
 $$;

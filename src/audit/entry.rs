@@ -51,6 +51,11 @@ impl Labels {
         Self(labels.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
     }
 
+    /// These labels, which were checked one by one.
+    pub fn of(labels: impl IntoIterator<Item = (String, String)>) -> Self {
+        Self(labels.into_iter().collect())
+    }
+
     /// Labels as they were stored.
     pub fn stored(value: &serde_json::Value) -> Option<Self> {
         serde_json::from_value::<BTreeMap<String, String>>(value.clone()).ok().map(Self)

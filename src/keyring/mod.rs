@@ -3,10 +3,12 @@
 //! A person is one row of `subjects`. Whoever reads or writes a person's data has that row from the same snapshot, and
 //! opens its key anew: nothing here outlives the row, so a person who is gone is gone for every daemon at once.
 
+mod deployment;
 pub mod kek;
 mod person;
 mod seal;
 
+pub use deployment::Deployment;
 pub use kek::{Kek, KekError, Keks};
 pub use person::{Keyring, Person, StartError, Subject};
 pub use seal::{DataKey, Place};

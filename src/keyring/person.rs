@@ -1,6 +1,6 @@
 //! A person in the keyring: created by a statement of its own, read in the snapshot of whoever needs it.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use aws_lc_rs::rand;
 use chrono::{DateTime, Utc};
@@ -10,6 +10,7 @@ use diesel::prelude::{
 use diesel_async::RunQueryDsl;
 use zeroize::Zeroizing;
 
+use super::deployment::Deployment;
 use super::kek::{Keks, Owner};
 use super::seal::DataKey;
 use crate::error::{Error, Result};
@@ -55,6 +56,7 @@ pub struct Subject {
 pub struct Keyring {
     deployment: Arc<str>,
     keks: Keks,
+    own: OnceLock<Deployment>,
 }
 
 /// Why this keyring does not belong to the database.
@@ -95,7 +97,7 @@ pub enum StartError {
 impl Keyring {
     /// The keyring of a deployment.
     pub fn new(deployment: &str, keks: Keks) -> Self {
-        Self { deployment: deployment.into(), keks }
+        Self { deployment: deployment.into(), keks, own: OnceLock::new() }
     }
 
     /// The ids of the key-encryption keys, the active one first.
@@ -108,6 +110,29 @@ impl Keyring {
     /// # Errors
     /// [`Error::Tampered`] when the row was changed; an internal error when its key-encryption key was not given.
     pub fn open(&self, person: Person) -> Result<Subject> {
+        let data_key = self.unwrap(&person)?;
+        Ok(Subject {
+            id: person.subject_id,
+            key: DataKey::new(self.deployment.clone(), &data_key)?,
+            restricted: person.restricted_at.is_some(),
+            user_id: person.user_id.unwrap_or_default(),
+        })
+    }
+
+    /// The deployment's own keys.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] before [`Keyring::check`] has succeeded.
+    pub fn own(&self) -> Result<&Deployment> {
+        self.own.get().ok_or_else(|| Error::unavailable("PostgreSQL has not been reached since the start"))
+    }
+
+    /// The name that is bound into everything.
+    pub fn deployment(&self) -> &str {
+        &self.deployment
+    }
+
+    fn unwrap(&self, person: &Person) -> Result<Zeroizing<[u8; 32]>> {
         let owner = Owner {
             deployment: &self.deployment,
             subject_id: person.subject_id,
@@ -119,15 +144,7 @@ impl Keyring {
                 person.kek_id
             ))
         })?;
-        let data_key = kek
-            .unwrap(owner, &person.wrapped_key)
-            .ok_or_else(|| Error::Tampered { at: "subjects.wrapped_key".into() })?;
-        Ok(Subject {
-            id: person.subject_id,
-            key: DataKey::new(self.deployment.clone(), &data_key)?,
-            restricted: person.restricted_at.is_some(),
-            user_id: person.user_id.unwrap_or_default(),
-        })
+        kek.unwrap(owner, &person.wrapped_key).ok_or_else(|| Error::Tampered { at: "subjects.wrapped_key".into() })
     }
 
     /// Makes sure that these people exist, in one statement of its own, committed at once. They are inserted in the
@@ -192,7 +209,10 @@ impl Keyring {
             match own {
                 Some(own) => {
                     let kek_id = own.kek_id.clone();
-                    self.open(own).map_err(|_| StartError::DoesNotOpen(kek_id))?;
+                    let data_key = self.unwrap(&own).map_err(|_| StartError::DoesNotOpen(kek_id))?;
+                    let key = DataKey::new(self.deployment.clone(), &data_key)?;
+                    // Whoever came first has the same key.
+                    let _ = self.own.set(Deployment::new(key, &data_key)?);
                     return Ok(());
                 }
                 None => {
@@ -277,6 +297,39 @@ fn random_subject_id() -> Result<i64> {
 }
 
 impl Person {
+    /// The number that stands for the person.
+    pub fn subject_id(&self) -> i64 {
+        self.subject_id
+    }
+
+    /// The person's id in the application.
+    pub fn user_id(&self) -> Option<&str> {
+        self.user_id.as_deref()
+    }
+
+    /// The wrapped key: as long as the row has it, the person is the same.
+    pub fn wrapped_key(&self) -> &[u8] {
+        &self.wrapped_key
+    }
+
+    /// Reads those of these people who exist.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn find(connection: &mut Connection, user_ids: &[&str]) -> Result<Vec<Self>> {
+        let rows = subjects::table.filter(subjects::user_id.eq_any(user_ids)).select(Self::as_select());
+        Ok(rows.load(connection).await?)
+    }
+
+    /// Reads those of these people who still exist.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn find_by_id(connection: &mut Connection, subject_ids: &[i64]) -> Result<Vec<Self>> {
+        let rows = subjects::table.filter(subjects::subject_id.eq_any(subject_ids)).select(Self::as_select());
+        Ok(rows.load(connection).await?)
+    }
+
     /// Reads a person and keeps the row from being erased, held or restricted until the transaction ends.
     ///
     /// # Errors

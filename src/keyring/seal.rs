@@ -23,7 +23,7 @@ pub struct Place<'a> {
     pub row: &'a str,
 }
 
-/// What one key seals and opens, whatever it is the key of. Cannot be shown or copied.
+/// What one key seals and opens, whatever it is the key of. Cannot be shown.
 pub(super) struct Cipher(RandomizedNonceKey);
 
 impl Cipher {
@@ -67,8 +67,9 @@ pub(super) fn bind(purpose: &str, parts: &[&[u8]]) -> Vec<u8> {
 }
 
 /// A person's opened data key, for as long as one call holds it.
+#[derive(Clone)]
 pub struct DataKey {
-    cipher: Cipher,
+    cipher: std::sync::Arc<Cipher>,
     deployment: std::sync::Arc<str>,
 }
 
@@ -80,7 +81,7 @@ impl std::fmt::Debug for DataKey {
 
 impl DataKey {
     pub(super) fn new(deployment: std::sync::Arc<str>, key: &[u8; 32]) -> Result<Self> {
-        Ok(Self { cipher: Cipher::new(key)?, deployment })
+        Ok(Self { cipher: std::sync::Arc::new(Cipher::new(key)?), deployment })
     }
 
     /// Seals a value for its place.

@@ -137,20 +137,25 @@ impl Target {
         let hosts = u32::try_from(self.config.get_hosts().len()).unwrap_or(u32::MAX);
         let bound = self.timeout.saturating_mul(hosts);
         let connecting = async {
-            let (client, seen) = match &self.tls {
-                None => {
-                    let (client, connection) = self.config.connect(NoTls).await?;
-                    (client, self.drive(connection))
-                }
-                Some(tls) => {
-                    let (client, connection) = self.config.connect(tls.clone()).await?;
-                    (client, self.drive(connection))
-                }
-            };
+            let (client, seen) = self.client().await?;
             let pg = diesel_async::AsyncPgConnection::try_from(client).await?;
             Ok(Session { pg, seen })
         };
         tokio::time::timeout(bound, connecting).await.map_err(|_| ConnectError::Timeout(bound))?
+    }
+
+    /// Connects without diesel, for what needs a connection to itself and the server's own words.
+    pub(super) async fn client(&self) -> Result<(tokio_postgres::Client, Arc<Seen>), ConnectError> {
+        Ok(match &self.tls {
+            None => {
+                let (client, connection) = self.config.connect(NoTls).await?;
+                (client, self.drive(connection))
+            }
+            Some(tls) => {
+                let (client, connection) = self.config.connect(tls.clone()).await?;
+                (client, self.drive(connection))
+            }
+        })
     }
 
     fn drive<S>(&self, mut connection: tokio_postgres::Connection<tokio_postgres::Socket, S>) -> Arc<Seen>

@@ -26,9 +26,24 @@ use crate::error::Error;
 #[derive(Debug)]
 pub struct Store {
     pool: deadpool::managed::Pool<pool::Manager>,
+    target: std::sync::Arc<connect::Target>,
     acquire_timeout: Duration,
     tracker: TaskTracker,
     watch: watch::Watch,
+}
+
+/// A connection that one task has to itself, with the server's own error codes.
+pub struct Dedicated {
+    /// The connection.
+    pub client: tokio_postgres::Client,
+    /// What its driver has seen.
+    pub seen: std::sync::Arc<connect::Seen>,
+}
+
+impl std::fmt::Debug for Dedicated {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Dedicated").field("seen", &self.seen).finish_non_exhaustive()
+    }
 }
 
 /// How many connections there are, and who waits.
@@ -50,14 +65,15 @@ impl Store {
     /// # Errors
     /// The URL is wrong, or its certificates cannot be read.
     pub fn new(database: &Database, url: &str, tracker: TaskTracker) -> Result<Self, connect::ConnectError> {
-        let target = connect::Target::new(database, url, tracker.clone())?;
-        let pool = deadpool::managed::Pool::builder(pool::Manager::new(target))
+        let target = std::sync::Arc::new(connect::Target::new(database, url, tracker.clone())?);
+        let pool = deadpool::managed::Pool::builder(pool::Manager::new(target.clone()))
             .max_size(database.pool)
             .runtime(deadpool::Runtime::Tokio1)
             .build()
             .map_err(|error| connect::ConnectError::Url(error.to_string()))?;
         Ok(Self {
             pool,
+            target,
             acquire_timeout: database.acquire_timeout.duration(),
             tracker,
             watch: watch::Watch::default(),
@@ -67,6 +83,23 @@ impl Store {
     /// What was last seen of the server.
     pub fn watch(&self) -> &watch::Watch {
         &self.watch
+    }
+
+    /// A connection outside of the pool, for a writer that keeps it.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn dedicated(&self, deadline: &Deadline) -> Result<Dedicated, Error> {
+        match deadline.run(self.target.client()).await {
+            Ok(Ok((client, seen))) => Ok(Dedicated { client, seen }),
+            Ok(Err(error)) => Err(Error::unavailable(error.to_string())),
+            Err(_) => Err(Error::unavailable("no connection in time")),
+        }
+    }
+
+    /// Where tasks are spawned.
+    pub fn tracker(&self) -> &TaskTracker {
+        &self.tracker
     }
 
     /// How full the pool is.

@@ -12,11 +12,11 @@ use std::time::Duration;
 /// Makes connections for the pool.
 #[derive(Debug)]
 pub(super) struct Manager {
-    target: Target,
+    target: std::sync::Arc<Target>,
 }
 
 impl Manager {
-    pub(super) fn new(target: Target) -> Self {
+    pub(super) fn new(target: std::sync::Arc<Target>) -> Self {
         Self { target }
     }
 }

@@ -95,6 +95,87 @@ diesel::table! {
     }
 }
 
+diesel::table! {
+    sidekeep.audit_logs (stream, position, recorded_at) {
+        stream -> Int4,
+        position -> Int8,
+        recorded_at -> Timestamptz,
+        format -> Int2,
+        id -> Text,
+        actor_id -> Nullable<Int8>,
+        subject_id -> Nullable<Int8>,
+        action -> Text,
+        resource_type -> Nullable<Text>,
+        resource_id -> Nullable<Text>,
+        outcome -> Nullable<Text>,
+        occurred_at -> Nullable<Timestamptz>,
+        labels -> Nullable<Jsonb>,
+        client_sealed -> Nullable<Bytea>,
+        metadata_sealed -> Nullable<Bytea>,
+        leaf_hash -> Bytea,
+    }
+}
+
+diesel::table! {
+    sidekeep.audit_streams (stream) {
+        stream -> Int4,
+        epoch -> Int8,
+        size -> Int8,
+        root -> Bytea,
+        head_mac -> Bytea,
+        frontier -> Bytea,
+        last_recorded_at -> Nullable<Timestamptz>,
+        leased_until -> Timestamptz,
+        closed_at -> Nullable<Timestamptz>,
+    }
+}
+
+diesel::table! {
+    sidekeep.audit_nodes (stream, level, index) {
+        stream -> Int4,
+        level -> Int4,
+        index -> Int8,
+        hash -> Bytea,
+    }
+}
+
+diesel::table! {
+    sidekeep.audit_staged (number) {
+        number -> Int8,
+        staged_at -> Timestamptz,
+        id -> Text,
+        actor_id -> Nullable<Int8>,
+        subject_id -> Nullable<Int8>,
+        action -> Text,
+        resource_type -> Nullable<Text>,
+        resource_id -> Nullable<Text>,
+        outcome -> Nullable<Text>,
+        labels -> Nullable<Jsonb>,
+        client_sealed -> Nullable<Bytea>,
+        mac -> Bytea,
+    }
+}
+
+diesel::table! {
+    sidekeep.audit_heads (index) {
+        index -> Int8,
+        stream -> Int4,
+        size -> Int8,
+        root -> Bytea,
+        at -> Timestamptz,
+        leaf_hash -> Bytea,
+    }
+}
+
+diesel::table! {
+    sidekeep.audit_checkpoints (size) {
+        size -> Int8,
+        root -> Bytea,
+        note -> Text,
+        at -> Timestamptz,
+    }
+}
+
 diesel::joinable!(user_profiles -> subjects (subject_id));
 diesel::joinable!(user_preferences -> subjects (subject_id));
 diesel::joinable!(consent_records -> subjects (subject_id));

@@ -1,0 +1,165 @@
+//! An entry on its way into the log: checked, then sealed for the persons it names.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::entry::{Append, Entry, Labels};
+use crate::error::{Error, Result};
+use crate::keyring::{Deployment, Place, Subject};
+use crate::values::{Json, RecordId, ResourceId, ShortText, UserId};
+
+/// The table that sealed parts are bound to, wherever the entry stands at the time.
+const TABLE: &str = "audit_logs";
+/// Stands for the actor's user id.
+pub const ACTOR: &str = "@actor";
+/// Stands for the subject's user id.
+pub const SUBJECT: &str = "@subject";
+
+/// A person who is known to the keyring, and the row that says so.
+#[derive(Clone, Debug)]
+pub struct Known {
+    /// The person, with an open key.
+    pub subject: Arc<Subject>,
+    /// The row's wrapped key: while it is the same, so is the person.
+    pub wrapped_key: Vec<u8>,
+}
+
+/// An entry that was checked, with the persons still under their user ids.
+#[derive(Clone, Debug)]
+pub struct Draft {
+    /// Who acted.
+    pub actor: Option<UserId>,
+    /// Whose data it was.
+    pub subject: Option<UserId>,
+    /// Whether the caller chose the id, so that it may be repeated.
+    pub given_id: bool,
+    /// What is stored in the clear; its persons are not filled in yet.
+    pub entry: Entry,
+    client: Option<String>,
+    metadata: Option<Json>,
+    /// What the caller gave, to compare a repetition with.
+    pub given: Append,
+}
+
+/// What is sealed of the caller's surroundings.
+#[derive(Serialize)]
+struct Client<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ip_address: Option<&'a ShortText>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user_agent: Option<&'a ShortText>,
+}
+
+impl Draft {
+    /// Checks what one field alone does not tell. `own` are labels that only sidekeep writes.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], naming the field.
+    pub fn new(given: Append, own: Option<Labels>) -> Result<Self> {
+        let actor = given.user_id.clone();
+        let mut subject = given.subject_user_id.clone();
+        if subject.is_none() && given.resource_type.as_ref().is_some_and(|kind| kind.as_str() == "user") {
+            let person = given.resource_id.as_ref().map(|id| UserId::parse(id.as_str()));
+            subject = person.transpose().map_err(|message| Error::invalid("resource_id", message))?;
+        }
+        let is_person = |text: &str| [&actor, &subject].into_iter().flatten().any(|person| person.as_str() == text);
+        let identifies = |field: &str| {
+            Error::invalid(field, "is a person's user id, which must not stand in the log in the clear")
+        };
+        if is_person(given.action.as_str()) {
+            return Err(identifies("action"));
+        }
+        if given.id.as_ref().is_some_and(|id| is_person(id.as_str())) {
+            return Err(identifies("id"));
+        }
+        if given.labels.iter().flat_map(Labels::iter).any(|(_, value)| is_person(value)) {
+            return Err(identifies("labels"));
+        }
+        let resource_id = match given.resource_id.as_ref().map(ResourceId::as_str) {
+            // What sidekeep writes itself may stand for the persons.
+            Some(id) if id.starts_with('@') && own.is_none() => {
+                return Err(Error::invalid("resource_id", "must not begin with @, which stands for the persons of the entry"));
+            }
+            Some(id) if subject.as_ref().is_some_and(|subject| subject.as_str() == id) => Some(SUBJECT.to_owned()),
+            Some(id) if actor.as_ref().is_some_and(|actor| actor.as_str() == id) => Some(ACTOR.to_owned()),
+            other => other.map(str::to_owned),
+        };
+        let client = Client { ip_address: given.ip_address.as_ref(), user_agent: given.user_agent.as_ref() };
+        let has_client = client.ip_address.is_some() || client.user_agent.is_some();
+        let client = has_client.then(|| serde_json::to_string(&client).map_err(Error::internal)).transpose()?;
+        let labels = merge(given.labels.as_ref(), own);
+        let id = given.id.clone().unwrap_or_else(RecordId::generate);
+        Ok(Self {
+            entry: Entry {
+                stream: 0,
+                position: 0,
+                recorded_at: chrono::DateTime::UNIX_EPOCH,
+                format: super::entry::FORMAT,
+                id: id.into_string(),
+                actor_id: None,
+                subject_id: None,
+                action: given.action.as_str().to_owned(),
+                resource_type: given.resource_type.as_ref().map(|kind| kind.as_str().to_owned()),
+                resource_id,
+                outcome: given.outcome.map(|outcome| outcome.as_str().to_owned()),
+                occurred_at: given.occurred_at.map(crate::clock::Timestamp::utc),
+                labels,
+                client_sealed: None,
+                metadata_sealed: None,
+            },
+            given_id: given.id.is_some(),
+            metadata: given.metadata.clone(),
+            actor,
+            subject,
+            client,
+            given,
+        })
+    }
+
+    /// About how many bytes it keeps in memory while it waits.
+    pub fn weight(&self) -> usize {
+        let metadata = self.metadata.as_ref().map_or(0, |metadata| metadata.as_str().len());
+        1024_usize.saturating_add(metadata.saturating_mul(2))
+    }
+
+    /// The persons it names.
+    pub fn people(&self) -> impl Iterator<Item = &UserId> {
+        [self.actor.as_ref(), self.subject.as_ref()].into_iter().flatten()
+    }
+
+    /// Fills in the persons and seals what is theirs: address and program with the actor's key, metadata with the
+    /// subject's, each with the other's where there is only one, and with the deployment's where there is none.
+    ///
+    /// # Errors
+    /// The system's randomness failed.
+    pub fn seal(&self, known: &HashMap<String, Known>, own: &Deployment) -> Result<Entry> {
+        let find = |person: &Option<UserId>| person.as_ref().and_then(|person| known.get(person.as_str()));
+        let (actor, subject) = (find(&self.actor), find(&self.subject));
+        let mut entry = self.entry.clone();
+        entry.actor_id = actor.map(|known| known.subject.id);
+        entry.subject_id = subject.map(|known| known.subject.id);
+        let key = |first: Option<&Known>, second: Option<&Known>, column, text: &str| {
+            let place = Place { table: TABLE, column, row: &self.entry.id };
+            match first.or(second) {
+                Some(known) => known.subject.key.seal(place, text.as_bytes()),
+                None => own.key.seal(place, text.as_bytes()),
+            }
+        };
+        entry.client_sealed =
+            self.client.as_ref().map(|client| key(actor, subject, "client_sealed", client)).transpose()?;
+        entry.metadata_sealed = self
+            .metadata
+            .as_ref()
+            .map(|metadata| key(subject, actor, "metadata_sealed", metadata.as_str()))
+            .transpose()?;
+        Ok(entry)
+    }
+}
+
+fn merge(given: Option<&Labels>, own: Option<Labels>) -> Option<Labels> {
+    let all = given.into_iter().chain(own.as_ref()).flat_map(Labels::iter);
+    let labels = Labels::of(all.map(|(key, value)| (key.to_owned(), value.to_owned())));
+    (!labels.is_empty()).then_some(labels)
+}

@@ -1,0 +1,29 @@
+//! The months of the log, made ahead of need by the owner's function.
+
+use diesel::QueryableByName;
+use diesel::sql_types::Int8;
+use diesel_async::RunQueryDsl;
+
+use crate::error::Result;
+use crate::store::{Deadline, Store};
+
+#[derive(QueryableByName)]
+struct Made {
+    #[diesel(sql_type = Int8)]
+    made: i64,
+}
+
+/// Makes this month and the two after it, where they are missing. Answers how many were made.
+///
+/// # Errors
+/// The store's.
+pub async fn create(store: &Store, deadline: &Deadline) -> Result<i64> {
+    const CREATE: &str = "SELECT count(*) FILTER (WHERE sidekeep.create_audit_month( \
+        (now() AT TIME ZONE 'UTC' + make_interval(months => n))::date)) AS made FROM generate_series(0, 2) AS n";
+    let made: Made = store
+        .single(deadline, "audit.months", async |connection| {
+            Ok(diesel::sql_query(CREATE).get_result(connection).await?)
+        })
+        .await?;
+    Ok(made.made)
+}

@@ -1,0 +1,150 @@
+//! The bounded way from calls to the writers: a call that cannot wait any longer takes its entries back, or is told that
+//! they are under way.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+
+use super::draft::Draft;
+use super::stream::Sealed;
+use crate::clock::Timestamp;
+use crate::error::{Error, Result};
+use crate::store::Deadline;
+
+/// How many requests wait for one stream at most.
+const REQUESTS: usize = 8192;
+/// How many bytes wait for all streams at most.
+const BYTES: usize = 24 << 20;
+
+const WAITING: u8 = 0;
+const TAKEN: u8 = 1;
+const WITHDRAWN: u8 = 2;
+
+/// Where an entry is in the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    /// Its id.
+    pub id: String,
+    /// Its stream.
+    pub stream: i32,
+    /// Its position.
+    pub position: i64,
+    /// When it was appended.
+    pub recorded_at: Timestamp,
+}
+
+/// Entries that are appended all or none, one after another.
+#[derive(Debug)]
+pub struct Group {
+    /// The entries.
+    pub drafts: Vec<Draft>,
+    state: Arc<AtomicU8>,
+    tries: usize,
+    reply: oneshot::Sender<Result<Vec<Receipt>>>,
+    _room: OwnedSemaphorePermit,
+}
+
+/// What a writer is asked for.
+#[derive(Debug)]
+pub enum Request {
+    /// To append.
+    Append(Group),
+    /// To take in what was staged with a change that is committed.
+    Staged(Sealed),
+}
+
+impl Group {
+    /// Begins with it: from now on its caller cannot take it back. False when the caller has.
+    pub fn take(&self) -> bool {
+        self.state.compare_exchange(WAITING, TAKEN, Ordering::AcqRel, Ordering::Acquire) != Err(WITHDRAWN)
+    }
+
+    /// Whether the caller has gone: it was told that the outcome is not known.
+    pub fn is_abandoned(&self) -> bool {
+        self.reply.is_closed()
+    }
+
+    /// Counts another attempt, and answers how many there were.
+    pub fn tried(&mut self) -> usize {
+        self.tries = self.tries.saturating_add(1);
+        self.tries
+    }
+
+    /// Answers the caller, if it still waits.
+    pub fn answer(self, result: Result<Vec<Receipt>>) {
+        let _ = self.reply.send(result);
+    }
+}
+
+/// The queues to all writers.
+#[derive(Debug)]
+pub struct Queue {
+    streams: Vec<mpsc::Sender<Request>>,
+    room: Arc<Semaphore>,
+    max_wait: Duration,
+}
+
+impl Queue {
+    /// A queue for each of so many writers.
+    pub fn new(writers: usize, max_wait: Duration) -> (Self, Vec<mpsc::Receiver<Request>>) {
+        let (streams, receivers) = (0..writers.max(1)).map(|_| mpsc::channel(REQUESTS)).unzip();
+        (Self { streams, room: Arc::new(Semaphore::new(BYTES)), max_wait }, receivers)
+    }
+
+    fn stream(&self, connection: usize) -> Result<&mpsc::Sender<Request>> {
+        // Addresses and counters differ in their higher bits.
+        let mixed = connection.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
+        let place = mixed.checked_rem(self.streams.len()).unwrap_or(0);
+        self.streams.get(place).ok_or_else(|| Error::internal("no writer"))
+    }
+
+    /// Appends these entries, all or none, and waits for the commit. Those of one connection keep their order.
+    ///
+    /// # Errors
+    /// [`Error::Overloaded`] and [`Error::Unavailable`]: nothing was appended. [`Error::UnknownOutcome`]: the deadline
+    /// passed while the batch was under way.
+    pub async fn append(&self, connection: usize, drafts: Vec<Draft>, deadline: &Deadline) -> Result<Vec<Receipt>> {
+        let stream = self.stream(connection)?;
+        let full = || Error::Overloaded { what: "the audit queue is full", retry_after: self.max_wait };
+        let weight = drafts.iter().map(Draft::weight).fold(0_usize, usize::saturating_add).min(BYTES);
+        let weight = u32::try_from(weight).map_err(Error::internal)?;
+        let wait = deadline.within(self.max_wait);
+        let (reply, answer) = oneshot::channel();
+        let state = Arc::new(AtomicU8::new(WAITING));
+        let waiting = state.clone();
+        let entering = async {
+            let room = self.room.clone().acquire_many_owned(weight).await.map_err(|_| full())?;
+            let place = stream.reserve().await.map_err(|_| Error::unavailable("this daemon is ending"))?;
+            place.send(Request::Append(Group { drafts, state, tries: 0, reply, _room: room }));
+            Ok(())
+        };
+        wait.run(entering).await.unwrap_or_else(|_| Err(full()))?;
+        match deadline.run(answer).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(Error::UnknownOutcome),
+            Err(_) => match waiting.compare_exchange(WAITING, WITHDRAWN, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => Err(Error::unavailable("the audit log cannot be written at present; nothing was appended")),
+                Err(_) => Err(Error::UnknownOutcome),
+            },
+        }
+    }
+
+    /// Hands over what was staged. Where there is no room it is found in the table later.
+    pub fn staged(&self, connection: usize, sealed: Sealed) {
+        if let Ok(stream) = self.stream(connection) {
+            let _ = stream.try_send(Request::Staged(sealed));
+        }
+    }
+
+    /// How many requests wait.
+    pub fn len(&self) -> usize {
+        self.streams.iter().map(|stream| stream.max_capacity().saturating_sub(stream.capacity())).sum()
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}

@@ -1,0 +1,43 @@
+//! A call that is sent again with the same id: the same answer when it says the same, else a conflict.
+
+use std::collections::HashMap;
+
+use super::draft::Draft;
+use super::open::Opener;
+use super::queue::Receipt;
+use super::row::Stored;
+use crate::error::{Error, Result};
+use crate::keyring::Keyring;
+use crate::store::{Deadline, Store};
+
+/// Where the entries of a repeated call are.
+///
+/// # Errors
+/// [`Error::Conflict`] when one of the ids stands for another entry, or when only some are there.
+pub async fn answer(
+    store: &Store,
+    keyring: &Keyring,
+    drafts: &[Draft],
+    found: &HashMap<String, Stored>,
+    deadline: &Deadline,
+) -> Result<Vec<Receipt>> {
+    let conflict = || Error::conflict("another entry has this id");
+    let rows: Vec<&Stored> =
+        drafts.iter().map(|draft| found.get(&draft.entry.id).ok_or_else(conflict)).collect::<Result<_>>()?;
+    let rows: Vec<Stored> = rows.into_iter().cloned().collect();
+    let opener = Opener::of(store, keyring, &rows, deadline).await?;
+    let mut receipts = Vec::with_capacity(drafts.len());
+    for (draft, row) in drafts.iter().zip(rows) {
+        let shown = opener.open(row)?;
+        if !shown.repeats(&draft.given) {
+            return Err(conflict());
+        }
+        receipts.push(Receipt {
+            id: shown.id,
+            stream: shown.stream,
+            position: shown.position,
+            recorded_at: shown.recorded_at,
+        });
+    }
+    Ok(receipts)
+}

@@ -1,0 +1,176 @@
+//! Entries that are written in one transaction with the change they tell of. A stream takes them in with its next batch.
+
+use chrono::{DateTime, Utc};
+use diesel::prelude::{ExpressionMethods, Insertable, QueryDsl, Queryable, Selectable, SelectableHelper};
+use diesel_async::RunQueryDsl;
+
+use super::entry::{Entry, FORMAT, Labels};
+use super::stream::Sealed;
+use crate::error::{Error, Result};
+use crate::keyring::Deployment;
+use crate::store::schema::audit_staged;
+use crate::store::{Connection, Deadline, Store};
+
+/// What the MAC of a staged entry is for.
+const PURPOSE: &str = "sidekeep staged";
+
+/// Staged so long ago, an entry's own daemon has not taken it in: it died, or is slow.
+const ORPHANED: &str = "staged_at < now() - interval '3 seconds'";
+
+/// How many are looked at in one go.
+const LIMIT: i64 = 500;
+
+#[derive(Insertable)]
+#[diesel(table_name = audit_staged, treat_none_as_default_value = false)]
+struct New<'a> {
+    id: &'a str,
+    actor_id: Option<i64>,
+    subject_id: Option<i64>,
+    action: &'a str,
+    resource_type: Option<&'a str>,
+    resource_id: Option<&'a str>,
+    outcome: Option<&'a str>,
+    labels: Option<serde_json::Value>,
+    client_sealed: Option<&'a [u8]>,
+    mac: Vec<u8>,
+}
+
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = audit_staged, check_for_backend(diesel::pg::Pg))]
+struct Stored {
+    number: i64,
+    id: String,
+    actor_id: Option<i64>,
+    subject_id: Option<i64>,
+    action: String,
+    resource_type: Option<String>,
+    resource_id: Option<String>,
+    outcome: Option<String>,
+    labels: Option<serde_json::Value>,
+    client_sealed: Option<Vec<u8>>,
+    mac: Vec<u8>,
+}
+
+impl Stored {
+    fn entry(self) -> Option<(i64, Vec<u8>, Entry)> {
+        let labels = match &self.labels {
+            None => None,
+            Some(labels) => Some(Labels::stored(labels)?),
+        };
+        let entry = Entry {
+            stream: 0,
+            position: 0,
+            recorded_at: DateTime::<Utc>::UNIX_EPOCH,
+            format: FORMAT,
+            id: self.id,
+            actor_id: self.actor_id,
+            subject_id: self.subject_id,
+            action: self.action,
+            resource_type: self.resource_type,
+            resource_id: self.resource_id,
+            outcome: self.outcome,
+            occurred_at: None,
+            labels,
+            client_sealed: self.client_sealed,
+            metadata_sealed: None,
+        };
+        Some((self.number, self.mac, entry))
+    }
+}
+
+/// Stages an entry in the transaction of the change.
+///
+/// # Errors
+/// The database's.
+pub async fn stage(tx: &mut Connection, own: &Deployment, deployment: &str, entry: Entry) -> Result<Sealed> {
+    let new = New {
+        id: &entry.id,
+        actor_id: entry.actor_id,
+        subject_id: entry.subject_id,
+        action: &entry.action,
+        resource_type: entry.resource_type.as_deref(),
+        resource_id: entry.resource_id.as_deref(),
+        outcome: entry.outcome.as_deref(),
+        labels: entry.labels.as_ref().map(serde_json::to_value).transpose().map_err(Error::internal)?,
+        client_sealed: entry.client_sealed.as_deref(),
+        mac: own.mac(PURPOSE, &[deployment.as_bytes(), &entry.canonical()]),
+    };
+    let number: i64 = diesel::insert_into(audit_staged::table)
+        .values(new)
+        .returning(audit_staged::number)
+        .get_result(tx)
+        .await?;
+    Ok(Sealed { entry, staged: Some(number) })
+}
+
+/// What daemons that died, or are slow, have left. A row that no daemon has staged is reported, and never taken in.
+///
+/// # Errors
+/// The store's.
+pub async fn orphans(store: &Store, own: &Deployment, deployment: &str, deadline: &Deadline) -> Result<Vec<Sealed>> {
+    let rows: Vec<Stored> = store
+        .single(deadline, "audit.orphans", async |connection| {
+            let rows = audit_staged::table
+                .filter(diesel::dsl::sql::<diesel::sql_types::Bool>(ORPHANED))
+                .order(audit_staged::number)
+                .limit(LIMIT)
+                .select(Stored::as_select());
+            Ok(rows.load(connection).await?)
+        })
+        .await?;
+    let mut orphans = Vec::with_capacity(rows.len());
+    for row in rows {
+        let number = row.number;
+        let genuine = row
+            .entry()
+            .filter(|(_, mac, entry)| own.verifies(PURPOSE, &[deployment.as_bytes(), &entry.canonical()], mac));
+        match genuine {
+            Some((number, _, entry)) => orphans.push(Sealed { entry, staged: Some(number) }),
+            None => tracing::error!(number, "a row of audit_staged was not staged by a daemon"),
+        }
+    }
+    Ok(orphans)
+}
+
+/// Which of these are still there.
+///
+/// # Errors
+/// The store's.
+pub async fn remaining(store: &Store, numbers: &[i64], deadline: &Deadline) -> Result<Vec<i64>> {
+    store
+        .single(deadline, "audit.staged", async |connection| {
+            let rows = audit_staged::table.filter(audit_staged::number.eq_any(numbers)).select(audit_staged::number);
+            Ok(rows.load(connection).await?)
+        })
+        .await
+}
+
+/// Waits, within the deadline, until everything that was staged before now is in the log.
+///
+/// # Errors
+/// [`Error::Unavailable`] when it takes longer.
+pub async fn drained(store: &Store, deadline: &Deadline) -> Result<()> {
+    let latest: Option<i64> = store
+        .single(deadline, "audit.staged", async |connection| {
+            Ok(audit_staged::table.select(diesel::dsl::max(audit_staged::number)).get_result(connection).await?)
+        })
+        .await?;
+    let Some(latest) = latest else { return Ok(()) };
+    let mut pause = std::time::Duration::from_millis(1);
+    loop {
+        let left: i64 = store
+            .single(deadline, "audit.staged", async |connection| {
+                let rows = audit_staged::table.filter(audit_staged::number.le(latest)).count();
+                Ok(rows.get_result(connection).await?)
+            })
+            .await?;
+        if left == 0 {
+            return Ok(());
+        }
+        if deadline.left() <= pause {
+            return Err(Error::unavailable("what was staged before is not in the log yet"));
+        }
+        tokio::time::sleep(pause).await;
+        pause = pause.saturating_mul(2).min(std::time::Duration::from_millis(100));
+    }
+}

@@ -1,0 +1,490 @@
+//! A stream: lease it, append to it, lose it. The only writer of the audit tables of entries.
+//!
+//! While the lease lasts nobody else appends, so the frontier stays in memory and a batch is one statement. Each statement
+//! names the epoch and the size that this daemon believes in: a daemon that lost its lease writes nothing.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use tokio::time::Instant;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Row, Statement};
+
+use super::entry::{Entry, FORMAT};
+use super::merkle::{Frontier, Hash, Node};
+use crate::error::{Error, Result};
+use crate::keyring::Deployment;
+use crate::store::{Dedicated, Deadline, Store};
+
+/// How long a stream stays leased without a sign of life, as PostgreSQL spells it.
+const LEASE: &str = "15 seconds";
+
+/// Takes an expired stream, the lowest first, that nobody else is taking.
+const TAKE: &str = "UPDATE sidekeep.audit_streams SET epoch = epoch + 1, leased_until = now() + $1::text::interval \
+    WHERE stream = (SELECT stream FROM sidekeep.audit_streams WHERE leased_until < now() AND closed_at IS NULL \
+    ORDER BY stream LIMIT 1 FOR UPDATE SKIP LOCKED) \
+    RETURNING stream, epoch - 1 AS sealed_epoch, epoch, size, root, head_mac, frontier, last_recorded_at, clock_timestamp() AS now";
+/// Makes a stream where there is none to take. Two daemons at once: one of them takes the next number.
+const MAKE: &str = "INSERT INTO sidekeep.audit_streams (stream, epoch, size, root, head_mac, frontier, leased_until) \
+    SELECT $1, 1, 0, $2, $3, '', now() + $4::text::interval ON CONFLICT DO NOTHING RETURNING clock_timestamp() AS now";
+const NEXT: &str = "SELECT coalesce(max(stream) + 1, 0) AS stream FROM sidekeep.audit_streams";
+const SEAL: &str = "UPDATE sidekeep.audit_streams SET head_mac = $3 WHERE stream = $1 AND epoch = $2";
+const RENEW: &str = "UPDATE sidekeep.audit_streams SET leased_until = now() + $3::text::interval \
+    WHERE stream = $1 AND epoch = $2 AND closed_at IS NULL RETURNING clock_timestamp() AS now";
+const RELEASE: &str = "UPDATE sidekeep.audit_streams SET leased_until = now() - interval '1 second' WHERE stream = $1 AND epoch = $2";
+/// Waits for whatever the old connection may still be doing, and lets nothing of it commit afterwards.
+const FENCE: &str = "UPDATE sidekeep.audit_streams SET epoch = epoch + 1, leased_until = now() + $3::text::interval \
+    WHERE stream = $1 AND epoch = $2 RETURNING epoch, size, root, last_recorded_at, clock_timestamp() AS now";
+
+/// One batch, in one statement and one round trip. The head moves only from where this daemon believes it to be, with the
+/// time within a minute of PostgreSQL's, and with every person still there under the same key; everything else hangs on
+/// the head. Staged entries that were not there to be taken make it fail as a whole.
+const APPEND: &str = "WITH head AS ( \
+    UPDATE sidekeep.audit_streams SET size = $4, root = $5, head_mac = $6, frontier = $7, last_recorded_at = $8, \
+        leased_until = now() + interval '15 seconds' \
+    WHERE stream = $1 AND epoch = $2 AND size = $3 AND leased_until > now() AND closed_at IS NULL \
+        AND $8::timestamptz BETWEEN now() - interval '1 minute' AND now() + interval '1 minute' \
+        AND NOT EXISTS (SELECT FROM unnest($9::bigint[], $10::bytea[]) AS p (id, key) WHERE NOT EXISTS ( \
+            SELECT FROM sidekeep.subjects s WHERE s.subject_id = p.id AND s.wrapped_key = p.key)) \
+    RETURNING stream), \
+    entries AS (INSERT INTO sidekeep.audit_logs (stream, position, recorded_at, format, id, actor_id, subject_id, action, \
+        resource_type, resource_id, outcome, occurred_at, labels, client_sealed, metadata_sealed, leaf_hash) \
+        SELECT head.stream, e.position, $8, 1, e.id, e.actor_id, e.subject_id, e.action, e.resource_type, e.resource_id, \
+            e.outcome, e.occurred_at, e.labels, e.client_sealed, e.metadata_sealed, e.leaf_hash \
+        FROM head, unnest($11::bigint[], $12::text[], $13::bigint[], $14::bigint[], $15::text[], $16::text[], $17::text[], \
+            $18::text[], $19::timestamptz[], $20::jsonb[], $21::bytea[], $22::bytea[], $23::bytea[]) \
+            AS e (position, id, actor_id, subject_id, action, resource_type, resource_id, outcome, occurred_at, labels, \
+            client_sealed, metadata_sealed, leaf_hash)), \
+    nodes AS (INSERT INTO sidekeep.audit_nodes (stream, level, index, hash) \
+        SELECT head.stream, n.level, n.index, n.hash FROM head, unnest($24::int[], $25::bigint[], $26::bytea[]) AS n (level, index, hash)), \
+    gone AS (DELETE FROM sidekeep.audit_staged WHERE number = ANY ($27::bigint[]) AND EXISTS (SELECT FROM head) RETURNING 1) \
+    SELECT (SELECT count(*) FROM head) AS heads, \
+        CASE WHEN (SELECT count(*) FROM head) = 1 AND (SELECT count(*) FROM gone) <> cardinality($27::bigint[]) \
+        THEN 1 / (SELECT count(*) - 1 FROM head) END AS unmatched";
+
+/// An entry that is sealed, and waits for a position.
+#[derive(Clone, Debug)]
+pub struct Sealed {
+    /// Everything but stream, position and time.
+    pub entry: Entry,
+    /// Its number in `audit_staged`, where it is there.
+    pub staged: Option<i64>,
+}
+
+/// Somebody whom a batch refers to: it is written only while the row is the same.
+pub type Referred = (i64, Vec<u8>);
+
+/// Why a batch was not appended. Nothing of it is in the log, unless it is `Unknown`.
+#[derive(Debug)]
+pub enum Refused {
+    /// The lease is lost, or the head is not what this daemon believed.
+    Lost,
+    /// A person is gone, or has another key.
+    StalePeople,
+    /// This daemon's idea of the time is more than a minute off PostgreSQL's.
+    Clock,
+    /// An id is there already.
+    Duplicate,
+    /// A staged entry was taken by somebody else.
+    Unmatched,
+    /// There is no partition for this month.
+    NoMonth,
+    /// PostgreSQL refuses the data.
+    Data(String),
+    /// The answer did not arrive: only the fence tells.
+    Unknown,
+}
+
+/// A leased stream and the connection that appends to it.
+#[derive(Debug)]
+pub struct Stream {
+    connection: Dedicated,
+    append: Statement,
+    /// Its number.
+    pub number: i32,
+    epoch: i64,
+    frontier: Frontier,
+    last_recorded_at: Option<DateTime<Utc>>,
+    clock: (DateTime<Utc>, Instant),
+}
+
+/// Where a batch begins, and when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Appended {
+    /// In which stream.
+    pub stream: i32,
+    /// The position of its first entry.
+    pub first: i64,
+    /// The time of all of them.
+    pub recorded_at: DateTime<Utc>,
+}
+
+/// What a batch whose answer did not arrive has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// It is in the log.
+    Committed,
+    /// It is not, and never will be.
+    NotCommitted,
+}
+
+/// A batch as it was sent.
+#[derive(Debug)]
+pub struct Sent {
+    /// Where it begins.
+    pub at: Appended,
+    frontier: Frontier,
+}
+
+impl Stream {
+    /// Leases a stream on a connection of its own.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`]; [`Error::Tampered`] when the head of the stream is not one that a daemon has sealed.
+    pub async fn lease(store: &Store, own: &Deployment, name: &str, deadline: &Deadline) -> Result<Self> {
+        let connection = store.dedicated(deadline).await?;
+        let leasing = async {
+            let append = connection.client.prepare(APPEND).await.map_err(away)?;
+            // The new epoch and its seal are one transaction: a head without its seal would be refused ever after.
+            connection.client.batch_execute("BEGIN").await.map_err(away)?;
+            match connection.client.query_opt(TAKE, &[&LEASE]).await.map_err(away)? {
+                Some(row) => {
+                    let stream = Self::taken(connection, append, own, name, &row).await?;
+                    stream.connection.client.batch_execute("COMMIT").await.map_err(away)?;
+                    Ok(stream)
+                }
+                None => {
+                    connection.client.batch_execute("COMMIT").await.map_err(away)?;
+                    Self::made(connection, append, own, name).await
+                }
+            }
+        };
+        deadline.run(leasing).await.unwrap_or_else(|_| Err(late()))
+    }
+
+    async fn taken(connection: Dedicated, append: Statement, own: &Deployment, name: &str, row: &Row) -> Result<Self> {
+        let number: i32 = row.get("stream");
+        let tampered = || Error::Tampered { at: format!("audit_streams, stream {number}") };
+        let size = u64::try_from(row.get::<_, i64>("size")).map_err(|_| tampered())?;
+        let root = Hash::read(row.get("root")).ok_or_else(tampered)?;
+        let frontier = Frontier::from_bytes(size, row.get("frontier")).ok_or_else(tampered)?;
+        let sealed = head_parts(name, number, row.get("sealed_epoch"), size, root);
+        if frontier.root() != root || !own.verifies(HEAD, &sealed.parts(), row.get("head_mac")) {
+            return Err(tampered());
+        }
+        let epoch: i64 = row.get("epoch");
+        let mac = own.mac(HEAD, &head_parts(name, number, epoch, size, root).parts());
+        connection.client.execute(SEAL, &[&number, &epoch, &mac]).await.map_err(away)?;
+        Ok(Self {
+            connection,
+            append,
+            number,
+            epoch,
+            frontier,
+            last_recorded_at: row.get("last_recorded_at"),
+            clock: (row.get("now"), Instant::now()),
+        })
+    }
+
+    async fn made(connection: Dedicated, append: Statement, own: &Deployment, name: &str) -> Result<Self> {
+        loop {
+            let next = connection.client.query_one(NEXT, &[]).await.map_err(away)?;
+            let number: i32 = next.get("stream");
+            let frontier = Frontier::default();
+            let mac = own.mac(HEAD, &head_parts(name, number, 1, 0, frontier.root()).parts());
+            let root = frontier.root().bytes().to_vec();
+            let made = connection.client.query_opt(MAKE, &[&number, &root, &mac, &LEASE]).await.map_err(away)?;
+            if let Some(row) = made {
+                let clock = (row.get("now"), Instant::now());
+                return Ok(Self { connection, append, number, epoch: 1, frontier, last_recorded_at: None, clock });
+            }
+        }
+    }
+
+    /// Keeps the lease alive; false when it is lost.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn renew(&mut self, deadline: &Deadline) -> Result<bool> {
+        let params: &[&(dyn ToSql + Sync)] = &[&self.number, &self.epoch, &LEASE];
+        let row = deadline.run(self.connection.client.query_opt(RENEW, params)).await.map_err(|_| late())?.map_err(away)?;
+        if let Some(row) = &row {
+            self.clock = (row.get("now"), Instant::now());
+        }
+        Ok(row.is_some())
+    }
+
+    /// Gives the lease back, so that the next daemon need not wait for its end.
+    pub async fn release(self, deadline: &Deadline) {
+        // Without an answer the lease ends by itself.
+        let _ = deadline.run(self.connection.client.execute(RELEASE, &[&self.number, &self.epoch])).await;
+    }
+
+    /// Whether the connection has ended.
+    pub fn is_closed(&self) -> bool {
+        self.connection.seen.closed()
+    }
+
+    /// The time as PostgreSQL has it, never before the last entry's.
+    fn now(&self) -> DateTime<Utc> {
+        let (at, since) = self.clock;
+        let elapsed = TimeDelta::from_std(since.elapsed()).unwrap_or_default();
+        let now = at.checked_add_signed(elapsed).unwrap_or(at);
+        let now = chrono::SubsecRound::trunc_subsecs(now, 6);
+        self.last_recorded_at.map_or(now, |last| last.max(now))
+    }
+
+    /// Gives these entries the next positions, and sends them as one statement. On success the caller may be told so.
+    ///
+    /// # Errors
+    /// [`Refused`], and for `Unknown` what [`Stream::settle`] needs.
+    pub async fn append(
+        &mut self,
+        own: &Deployment,
+        name: &str,
+        batch: &mut [Sealed],
+        people: &[Referred],
+        deadline: &Deadline,
+    ) -> Result<Appended, (Refused, Sent)> {
+        let recorded_at = self.now();
+        let mut frontier = self.frontier.clone();
+        let mut columns = Columns::default();
+        let first = i64::try_from(frontier.size()).unwrap_or(i64::MAX);
+        for sealed in batch.iter_mut() {
+            let entry = &mut sealed.entry;
+            entry.stream = self.number;
+            entry.position = i64::try_from(frontier.size()).unwrap_or(i64::MAX);
+            entry.recorded_at = recorded_at;
+            entry.format = FORMAT;
+            let leaf = entry.leaf();
+            frontier.push(leaf, |node, hash| columns.complete(node, hash));
+            columns.push(sealed, leaf);
+        }
+        let at = Appended { stream: self.number, first, recorded_at };
+        let sent = Sent { at, frontier };
+        match deadline.run(self.send(own, name, &sent, &columns, people)).await {
+            Ok(Ok(())) => {
+                self.frontier = sent.frontier;
+                self.last_recorded_at = Some(recorded_at);
+                Ok(at)
+            }
+            Ok(Err(refused)) => Err((refused, sent)),
+            Err(_) => Err((Refused::Unknown, sent)),
+        }
+    }
+
+    async fn send(
+        &self,
+        own: &Deployment,
+        name: &str,
+        sent: &Sent,
+        columns: &Columns,
+        people: &[Referred],
+    ) -> Result<(), Refused> {
+        let (size, root) = (sent.frontier.size(), sent.frontier.root());
+        let mac = own.mac(HEAD, &head_parts(name, self.number, self.epoch, size, root).parts());
+        let (ids, keys): (Vec<i64>, Vec<&[u8]>) = people.iter().map(|(id, key)| (*id, key.as_slice())).unzip();
+        let c = columns;
+        let warnings = self.connection.seen.warnings();
+        let (size, root, frontier) = (i64::try_from(size).unwrap_or(i64::MAX), root.bytes().as_slice(), sent.frontier.to_bytes());
+        let params: &[&(dyn ToSql + Sync)] = &[
+            &self.number, &self.epoch, &sent.at.first, &size, &root, &mac, &frontier, &sent.at.recorded_at, &ids, &keys,
+            &c.position, &c.id, &c.actor_id, &c.subject_id, &c.action, &c.resource_type, &c.resource_id, &c.outcome,
+            &c.occurred_at, &c.labels, &c.client_sealed, &c.metadata_sealed, &c.leaf_hash,
+            &c.level, &c.index, &c.hash, &c.staged,
+        ];
+        match self.connection.client.query_one(&self.append, params).await {
+            // "Committed locally, but might not have been replicated": not what was asked for.
+            Ok(_) if self.connection.seen.warnings() > warnings => Err(Refused::Unknown),
+            Ok(row) if row.get::<_, i64>("heads") == 1 => Ok(()),
+            Ok(_) => Err(self.why_not(sent, people).await),
+            Err(error) => Err(refusal(&error)),
+        }
+    }
+
+    /// The head did not move. Nothing was written, so there is time to ask why.
+    async fn why_not(&self, sent: &Sent, people: &[Referred]) -> Refused {
+        const WHY: &str = "SELECT s.leased_until > now() AND s.closed_at IS NULL AND s.epoch = $2 AND s.size = $3 AS mine, \
+            $4::timestamptz BETWEEN now() - interval '1 minute' AND now() + interval '1 minute' AS timely \
+            FROM sidekeep.audit_streams s WHERE s.stream = $1";
+        let params: &[&(dyn ToSql + Sync)] = &[&self.number, &self.epoch, &sent.at.first, &sent.at.recorded_at];
+        match self.connection.client.query_opt(WHY, params).await {
+            Ok(Some(row)) if !row.get::<_, bool>("mine") => Refused::Lost,
+            Ok(Some(row)) if !row.get::<_, bool>("timely") => Refused::Clock,
+            Ok(Some(_)) if !people.is_empty() => Refused::StalePeople,
+            _ => Refused::Lost,
+        }
+    }
+
+    /// Finds out, on a new connection, what a batch whose answer did not arrive has come to. Afterwards the stream is this
+    /// daemon's under a new epoch, or lost.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`]: ask again.
+    pub async fn settle(
+        self,
+        store: &Store,
+        own: &Deployment,
+        name: &str,
+        sent: Sent,
+        deadline: &Deadline,
+    ) -> Result<(Settled, Option<Self>), (Error, Box<(Self, Sent)>)> {
+        match self.fence(store, own, name, &sent, deadline).await {
+            Ok((settled, epoch_and_connection)) => {
+                let next = epoch_and_connection.map(|(epoch, connection, append, clock)| {
+                    let committed = settled == Settled::Committed;
+                    Self {
+                        frontier: if committed { sent.frontier } else { self.frontier },
+                        last_recorded_at: if committed { Some(sent.at.recorded_at) } else { self.last_recorded_at },
+                        connection,
+                        append,
+                        number: self.number,
+                        epoch,
+                        clock,
+                    }
+                });
+                Ok((settled, next))
+            }
+            Err(error) => Err((error, Box::new((self, sent)))),
+        }
+    }
+
+    #[expect(clippy::type_complexity, reason = "what is left of the old stream under the new epoch")]
+    async fn fence(
+        &self,
+        store: &Store,
+        own: &Deployment,
+        name: &str,
+        sent: &Sent,
+        deadline: &Deadline,
+    ) -> Result<(Settled, Option<(i64, Dedicated, Statement, (DateTime<Utc>, Instant))>)> {
+        let connection = store.dedicated(deadline).await?;
+        let fencing = async {
+            let append = connection.client.prepare(APPEND).await.map_err(away)?;
+            connection.client.batch_execute("BEGIN").await.map_err(away)?;
+            let fenced = connection.client.query_opt(FENCE, &[&self.number, &self.epoch, &LEASE]).await.map_err(away)?;
+            let Some(row) = fenced else {
+                // Somebody else has the stream, so nothing of ours can commit any more: the log itself tells.
+                connection.client.batch_execute("COMMIT").await.map_err(away)?;
+                return Ok((self.look(&connection, sent).await?, None));
+            };
+            let (epoch, root): (i64, &[u8]) = (row.get("epoch"), row.get("root"));
+            let committed = root == sent.frontier.root().bytes();
+            let frontier = if committed { &sent.frontier } else { &self.frontier };
+            let parts = head_parts(name, self.number, epoch, frontier.size(), frontier.root());
+            let mac = own.mac(HEAD, &parts.parts());
+            connection.client.execute(SEAL, &[&self.number, &epoch, &mac]).await.map_err(away)?;
+            connection.client.batch_execute("COMMIT").await.map_err(away)?;
+            let settled = if committed { Settled::Committed } else { Settled::NotCommitted };
+            let clock = (row.get("now"), Instant::now());
+            Ok((settled, Some((epoch, append, clock))))
+        };
+        let (settled, next) = deadline.run(fencing).await.unwrap_or_else(|_| Err(late()))?;
+        Ok((settled, next.map(|(epoch, append, clock)| (epoch, connection, append, clock))))
+    }
+
+    async fn look(&self, connection: &Dedicated, sent: &Sent) -> Result<Settled> {
+        const THERE: &str = "SELECT FROM sidekeep.audit_logs WHERE stream = $1 AND position = $2 AND recorded_at = $3";
+        let params: &[&(dyn ToSql + Sync)] = &[&self.number, &sent.at.first, &sent.at.recorded_at];
+        let there = connection.client.query_opt(THERE, params).await.map_err(away)?;
+        Ok(if there.is_some() { Settled::Committed } else { Settled::NotCommitted })
+    }
+}
+
+/// What the MAC of a head is for.
+pub(super) const HEAD: &str = "sidekeep head";
+
+/// What the MAC of a head is over.
+pub(super) struct HeadParts<'a> {
+    name: &'a str,
+    numbers: [[u8; 8]; 3],
+    root: Hash,
+}
+
+impl HeadParts<'_> {
+    pub(super) fn parts(&self) -> [&[u8]; 5] {
+        let [stream, epoch, size] = &self.numbers;
+        [self.name.as_bytes(), stream, epoch, size, self.root.bytes()]
+    }
+}
+
+pub(super) fn head_parts(name: &str, stream: i32, epoch: i64, size: u64, root: Hash) -> HeadParts<'_> {
+    HeadParts { name, numbers: [i64::from(stream).to_be_bytes(), epoch.to_be_bytes(), size.to_be_bytes()], root }
+}
+
+/// The values of a batch, a list for each column.
+#[derive(Default)]
+struct Columns {
+    position: Vec<i64>,
+    id: Vec<String>,
+    actor_id: Vec<Option<i64>>,
+    subject_id: Vec<Option<i64>>,
+    action: Vec<String>,
+    resource_type: Vec<Option<String>>,
+    resource_id: Vec<Option<String>>,
+    outcome: Vec<Option<String>>,
+    occurred_at: Vec<Option<DateTime<Utc>>>,
+    labels: Vec<Option<serde_json::Value>>,
+    client_sealed: Vec<Option<Vec<u8>>>,
+    metadata_sealed: Vec<Option<Vec<u8>>>,
+    leaf_hash: Vec<Vec<u8>>,
+    level: Vec<i32>,
+    index: Vec<i64>,
+    hash: Vec<Vec<u8>>,
+    staged: Vec<i64>,
+}
+
+impl Columns {
+    fn push(&mut self, sealed: &Sealed, leaf: Hash) {
+        let entry = &sealed.entry;
+        self.position.push(entry.position);
+        self.id.push(entry.id.clone());
+        self.actor_id.push(entry.actor_id);
+        self.subject_id.push(entry.subject_id);
+        self.action.push(entry.action.clone());
+        self.resource_type.push(entry.resource_type.clone());
+        self.resource_id.push(entry.resource_id.clone());
+        self.outcome.push(entry.outcome.clone());
+        self.occurred_at.push(entry.occurred_at);
+        self.labels.push(entry.labels.as_ref().and_then(|labels| serde_json::to_value(labels).ok()));
+        self.client_sealed.push(entry.client_sealed.clone());
+        self.metadata_sealed.push(entry.metadata_sealed.clone());
+        self.leaf_hash.push(leaf.bytes().to_vec());
+        self.staged.extend(sealed.staged);
+    }
+
+    fn complete(&mut self, node: Node, hash: Hash) {
+        if node.level.is_multiple_of(8)
+            && let (Ok(level), Ok(index)) = (i32::try_from(node.level), i64::try_from(node.index))
+        {
+            self.level.push(level);
+            self.index.push(index);
+            self.hash.push(hash.bytes().to_vec());
+        }
+    }
+}
+
+fn refusal(error: &tokio_postgres::Error) -> Refused {
+    match error.code() {
+        Some(code) if *code == SqlState::UNIQUE_VIOLATION => Refused::Duplicate,
+        Some(code) if *code == SqlState::DIVISION_BY_ZERO => Refused::Unmatched,
+        // "no partition of relation found for row" is a check violation of the parent.
+        Some(code) if *code == SqlState::CHECK_VIOLATION && error.as_db_error().is_some_and(|e| e.constraint().is_none()) => {
+            Refused::NoMonth
+        }
+        // The server ended the session: whether before or after the commit, it does not say.
+        Some(code) if code.code().starts_with("57") || code.code().starts_with("08") => Refused::Unknown,
+        Some(code) => Refused::Data(code.code().to_owned()),
+        None => Refused::Unknown,
+    }
+}
+
+fn away(error: tokio_postgres::Error) -> Error {
+    match error.code() {
+        Some(code) => Error::internal(format!("{}: {error}", code.code())),
+        None => Error::unavailable("the connection to PostgreSQL was lost"),
+    }
+}
+
+fn late() -> Error {
+    Error::unavailable("PostgreSQL did not answer in time")
+}

@@ -1,0 +1,466 @@
+//! Group commit: whatever arrived while the last batch was committing is the next one. There is no timer to wait for.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use diesel::prelude::{ExpressionMethods, QueryDsl, SelectableHelper};
+use diesel_async::RunQueryDsl;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::draft::Draft;
+use super::people::People;
+use super::queue::{Group, Receipt, Request};
+use super::repeat;
+use super::row::Stored;
+use super::staged;
+use super::stream::{Refused, Sealed, Sent, Settled, Stream};
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::keyring::Keyring;
+use crate::store::schema::audit_logs;
+use crate::store::{Deadline, Store};
+
+/// The most entries in one statement: more are no faster (the knee is at about 100).
+const BATCH: usize = 1000;
+/// How long one step may take before it is tried again.
+const STEP: Duration = Duration::from_secs(10);
+/// How often the lease is renewed, and the table of staged entries looked through.
+const BEAT: Duration = Duration::from_secs(3);
+/// Between attempts while PostgreSQL is away.
+const PAUSE: Duration = Duration::from_millis(100);
+/// How often a batch is prepared anew because persons changed under it.
+const TRIES: usize = 8;
+
+/// One writer: it has at most one stream at a time.
+#[derive(Debug)]
+pub struct Writer {
+    store: Arc<Store>,
+    keyring: Arc<Keyring>,
+    requests: mpsc::Receiver<Request>,
+    idempotency: Duration,
+    end: CancellationToken,
+    people: People,
+    stream: Option<Stream>,
+}
+
+impl Writer {
+    /// A writer without a stream yet.
+    pub fn new(
+        store: Arc<Store>,
+        keyring: Arc<Keyring>,
+        requests: mpsc::Receiver<Request>,
+        idempotency: Duration,
+        end: CancellationToken,
+    ) -> Self {
+        Self { store, keyring, requests, idempotency, end, people: People::default(), stream: None }
+    }
+
+    /// Writes until the end, and then what is left in the queue.
+    pub async fn run(mut self) {
+        let mut beat = tokio::time::interval(BEAT);
+        beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let end = self.end.clone();
+        loop {
+            let first = tokio::select! {
+                biased;
+                request = self.requests.recv() => request,
+                _ = beat.tick() => {
+                    self.beat().await;
+                    continue;
+                }
+                () = end.cancelled(), if !self.requests.is_closed() => {
+                    self.requests.close();
+                    continue;
+                }
+            };
+            let Some(first) = first else { break };
+            let batch = self.gather(first);
+            self.write(batch).await;
+        }
+        if let Some(stream) = self.stream.take() {
+            stream.release(&self.step()).await;
+        }
+    }
+
+    fn step(&self) -> Deadline {
+        Deadline::after(STEP, CancellationToken::new())
+    }
+
+    /// Everything that waits, up to a batch.
+    fn gather(&mut self, first: Request) -> VecDeque<Work> {
+        let mut batch = VecDeque::new();
+        let mut entries = 0_usize;
+        let mut next = Some(first);
+        while let Some(request) = next {
+            if let Some(work) = Work::begin(request) {
+                entries = entries.saturating_add(work.len());
+                batch.push_back(work);
+            }
+            next = if entries < BATCH { self.requests.try_recv().ok() } else { None };
+        }
+        batch
+    }
+
+    /// Renews the lease, and takes in what daemons that died have left staged.
+    async fn beat(&mut self) {
+        let deadline = self.step();
+        if let Some(stream) = &mut self.stream
+            && (stream.is_closed() || !stream.renew(&deadline).await.unwrap_or(false))
+        {
+            self.stream = None;
+        }
+        let Ok(own) = self.keyring.own() else { return };
+        match staged::orphans(&self.store, own, self.keyring.deployment(), &deadline).await {
+            Ok(orphans) if !orphans.is_empty() => self.write(orphans.into_iter().map(Work::Staged).collect()).await,
+            Ok(_) => {}
+            Err(error) => tracing::debug!(%error, "staged entries could not be looked for"),
+        }
+    }
+
+    /// Writes all of it, in order, however often PostgreSQL goes away; callers withdraw at their own deadlines.
+    async fn write(&mut self, mut waiting: VecDeque<Work>) {
+        while !waiting.is_empty() {
+            let mut batch = distinct(&mut waiting);
+            while !batch.is_empty() {
+                batch = match self.attempt(batch).await {
+                    Ok(left) => left,
+                    Err((error, batch)) => {
+                        tracing::warn!(%error, "the audit log cannot be written; trying again");
+                        if self.end.is_cancelled() {
+                            refuse(batch, || Error::unavailable("this daemon is ending"));
+                            return;
+                        }
+                        tokio::time::sleep(PAUSE).await;
+                        still_wanted(batch)
+                    }
+                };
+            }
+        }
+    }
+
+    /// One attempt; answers what is still to be written.
+    async fn attempt(&mut self, batch: Vec<Work>) -> Result<Vec<Work>, (Error, Vec<Work>)> {
+        let deadline = self.step();
+        if self.stream.as_ref().is_none_or(Stream::is_closed) {
+            self.stream = None;
+            match self.lease(&deadline).await {
+                Ok(stream) => self.stream = Some(stream),
+                Err(error) => return Err((error, batch)),
+            }
+        }
+        let batch = match self.weed(batch, &deadline).await {
+            Ok(batch) => batch,
+            Err(failed) => return Err(failed),
+        };
+        let drafts: Vec<&Draft> = batch.iter().flat_map(Work::drafts).collect();
+        if let Err(error) = self.people.meet(&self.store, &self.keyring, &drafts, &deadline).await {
+            return Err((error, batch));
+        }
+        let referred = self.people.referred(&drafts);
+        let mut sealed = match self.seal(&batch) {
+            Ok(sealed) => sealed,
+            Err(error) => return Err((error, batch)),
+        };
+        let (Some(stream), Ok(own)) = (self.stream.as_mut(), self.keyring.own()) else {
+            return Err((Error::unavailable("no stream"), batch));
+        };
+        metrics::histogram!("sidekeep_audit_batch_entries").record(f64::from(u32::try_from(sealed.len()).unwrap_or(u32::MAX)));
+        match stream.append(own, self.keyring.deployment(), &mut sealed, &referred, &deadline).await {
+            Ok(_) => {
+                answer(batch, &sealed);
+                Ok(Vec::new())
+            }
+            Err((refused, sent)) => self.recover(refused, sent, batch, sealed).await,
+        }
+    }
+
+    async fn lease(&self, deadline: &Deadline) -> Result<Stream> {
+        Stream::lease(&self.store, self.keyring.own()?, self.keyring.deployment(), deadline).await
+    }
+
+    fn seal(&self, batch: &[Work]) -> Result<Vec<Sealed>> {
+        let own = self.keyring.own()?;
+        let mut sealed = Vec::new();
+        for work in batch {
+            match work {
+                Work::Staged(staged) => sealed.push(staged.clone()),
+                Work::Append(group) => {
+                    for draft in &group.drafts {
+                        sealed.push(Sealed { entry: draft.seal(self.people.known(), own)?, staged: None });
+                    }
+                }
+            }
+        }
+        Ok(sealed)
+    }
+
+    /// What to do about a batch that was not appended; answers what is to be tried again.
+    async fn recover(
+        &mut self,
+        refused: Refused,
+        sent: Sent,
+        batch: Vec<Work>,
+        sealed: Vec<Sealed>,
+    ) -> Result<Vec<Work>, (Error, Vec<Work>)> {
+        tracing::debug!(?refused, entries = sealed.len(), "a batch was not appended");
+        metrics::counter!("sidekeep_audit_refused_batches_total").increment(1);
+        match refused {
+            Refused::Unknown => return Ok(self.settle(sent, batch, &sealed).await),
+            Refused::Lost => self.stream = None,
+            Refused::StalePeople => {
+                let drafts: Vec<&Draft> = batch.iter().flat_map(Work::drafts).collect();
+                self.people.forget(&drafts);
+                return Ok(one_try_less(batch));
+            }
+            Refused::Clock => {
+                let deadline = self.step();
+                if let Some(stream) = &mut self.stream
+                    && let Err(error) = stream.renew(&deadline).await
+                {
+                    return Err((error, batch));
+                }
+            }
+            Refused::NoMonth => {
+                if let Err(error) = super::months::create(&self.store, &self.step()).await {
+                    return Err((error, batch));
+                }
+            }
+            Refused::Unmatched => return self.still_staged(batch).await,
+            Refused::Duplicate => return self.known_ids(batch).await,
+            Refused::Data(code) => return Ok(self.halve(batch, &code).await),
+        }
+        Ok(batch)
+    }
+
+    /// Asks until the outcome of a batch is known. Nothing else is written to the stream meanwhile.
+    async fn settle(&mut self, sent: Sent, batch: Vec<Work>, sealed: &[Sealed]) -> Vec<Work> {
+        let Some(mut stream) = self.stream.take() else { return batch };
+        let mut sent = sent;
+        loop {
+            let Ok(own) = self.keyring.own() else { return batch };
+            match stream.settle(&self.store, own, self.keyring.deployment(), sent, &self.step()).await {
+                Ok((settled, next)) => {
+                    self.stream = next;
+                    if settled == Settled::Committed {
+                        answer(batch, sealed);
+                        return Vec::new();
+                    }
+                    return still_wanted(batch);
+                }
+                Err((error, old)) => {
+                    if self.end.is_cancelled() {
+                        refuse(batch, || Error::UnknownOutcome);
+                        return Vec::new();
+                    }
+                    tracing::warn!(%error, "the outcome of a batch is not known yet; asking again");
+                    tokio::time::sleep(PAUSE).await;
+                    (stream, sent) = *old;
+                }
+            }
+        }
+    }
+
+    /// Refuses entries that claim to be from the future, alone.
+    async fn weed(&mut self, batch: Vec<Work>, deadline: &Deadline) -> Result<Vec<Work>, (Error, Vec<Work>)> {
+        let latest = clock::now().utc().checked_add_signed(TimeDelta::minutes(5));
+        let early = |draft: &Draft| draft.entry.occurred_at.zip(latest).is_some_and(|(at, latest)| at > latest);
+        let mut kept = Vec::with_capacity(batch.len());
+        for work in batch {
+            match work {
+                Work::Append(group) if group.drafts.iter().any(early) => {
+                    group.answer(Err(Error::invalid("occurred_at", "must not be more than five minutes ahead")));
+                }
+                work => kept.push(work),
+            }
+        }
+        // An id of yesterday may stand in last month, where no index of this month finds it.
+        let since = clock::now().utc().checked_sub_signed(TimeDelta::from_std(self.idempotency).unwrap_or_default());
+        let new_month = since.is_none_or(|since| chrono::Datelike::month(&since) != chrono::Datelike::month(&clock::now().utc()));
+        if new_month && kept.iter().any(Work::is_repeatable) {
+            let _ = deadline;
+            return self.known_ids(kept).await;
+        }
+        Ok(kept)
+    }
+
+    /// Answers the groups whose ids are in the log already; the others are left.
+    async fn known_ids(&self, batch: Vec<Work>) -> Result<Vec<Work>, (Error, Vec<Work>)> {
+        let ids: Vec<&str> = batch.iter().flat_map(Work::ids).collect();
+        let found = self
+            .store
+            .single(&self.step(), "audit.ids", async |connection| {
+                let rows = audit_logs::table.filter(audit_logs::id.eq_any(&ids)).select(Stored::as_select());
+                let rows: Vec<Stored> = rows.load(connection).await?;
+                Ok(rows)
+            })
+            .await;
+        let found: HashMap<String, Stored> = match found {
+            Ok(found) => found.into_iter().map(|stored| (stored.id.clone(), stored)).collect(),
+            Err(error) => return Err((error, batch)),
+        };
+        let mut left = Vec::new();
+        for work in batch {
+            match work {
+                Work::Append(group) if group.drafts.iter().any(|draft| found.contains_key(&draft.entry.id)) => {
+                    let result = repeat::answer(&self.store, &self.keyring, &group.drafts, &found, &self.step()).await;
+                    group.answer(result);
+                }
+                // It was taken in before, and only its row is left.
+                Work::Staged(staged) if found.contains_key(&staged.entry.id) => {
+                    tracing::error!(id = staged.entry.id, "a staged entry is in the log already");
+                }
+                work => left.push(work),
+            }
+        }
+        Ok(left)
+    }
+
+    /// Leaves out what another daemon has taken in meanwhile.
+    async fn still_staged(&self, batch: Vec<Work>) -> Result<Vec<Work>, (Error, Vec<Work>)> {
+        let numbers: Vec<i64> = batch.iter().filter_map(Work::number).collect();
+        match staged::remaining(&self.store, &numbers, &self.step()).await {
+            Ok(left) => Ok(batch.into_iter().filter(|work| work.number().is_none_or(|n| left.contains(&n))).collect()),
+            Err(error) => Err((error, batch)),
+        }
+    }
+
+    /// A batch that fails on its data is halved until the entry that sinks it is alone.
+    async fn halve(&mut self, mut batch: Vec<Work>, code: &str) -> Vec<Work> {
+        if batch.len() <= 1 {
+            tracing::error!(code, "PostgreSQL refuses an entry");
+            refuse(batch, || Error::internal(format!("PostgreSQL refuses the entry: {code}")));
+            return Vec::new();
+        }
+        let second = batch.split_off(batch.len() / 2);
+        for mut half in [batch, second] {
+            while !half.is_empty() {
+                half = match Box::pin(self.attempt(half)).await {
+                    Ok(left) => left,
+                    Err((error, half)) => {
+                        tracing::warn!(%error, "the audit log cannot be written; trying again");
+                        tokio::time::sleep(PAUSE).await;
+                        still_wanted(half)
+                    }
+                };
+            }
+        }
+        Vec::new()
+    }
+}
+
+/// A request that was begun with.
+#[derive(Debug)]
+pub enum Work {
+    /// A caller waits for it.
+    Append(Group),
+    /// It is durable already, and waits for its place.
+    Staged(Sealed),
+}
+
+impl Work {
+    fn begin(request: Request) -> Option<Self> {
+        match request {
+            Request::Append(group) => group.take().then_some(Self::Append(group)),
+            Request::Staged(sealed) => Some(Self::Staged(sealed)),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Append(group) => group.drafts.len(),
+            Self::Staged(_) => 1,
+        }
+    }
+
+    fn drafts(&self) -> impl Iterator<Item = &Draft> {
+        match self {
+            Self::Append(group) => group.drafts.as_slice(),
+            Self::Staged(_) => &[],
+        }
+        .iter()
+    }
+
+    fn is_repeatable(&self) -> bool {
+        self.drafts().any(|draft| draft.given_id)
+    }
+
+    fn ids(&self) -> impl Iterator<Item = &str> {
+        let staged = match self {
+            Self::Staged(sealed) => Some(sealed.entry.id.as_str()),
+            Self::Append(_) => None,
+        };
+        self.drafts().map(|draft| draft.entry.id.as_str()).chain(staged)
+    }
+
+    fn number(&self) -> Option<i64> {
+        match self {
+            Self::Staged(sealed) => sealed.staged,
+            Self::Append(_) => None,
+        }
+    }
+}
+
+/// Takes from the front as long as no id comes twice: the second of an id is compared with the first once that is written.
+fn distinct(waiting: &mut VecDeque<Work>) -> Vec<Work> {
+    let mut ids = HashSet::new();
+    let mut batch = Vec::new();
+    while let Some(work) = waiting.pop_front() {
+        if work.ids().any(|id| ids.contains(id)) {
+            waiting.push_front(work);
+            break;
+        }
+        ids.extend(work.ids().map(str::to_owned));
+        batch.push(work);
+    }
+    batch
+}
+
+fn answer(batch: Vec<Work>, sealed: &[Sealed]) {
+    let mut entries = sealed.iter();
+    for work in batch {
+        let count = work.len();
+        let receipts = entries.by_ref().take(count).map(|sealed| Receipt {
+            id: sealed.entry.id.clone(),
+            stream: sealed.entry.stream,
+            position: sealed.entry.position,
+            recorded_at: sealed.entry.recorded_at.into(),
+        });
+        let receipts: Vec<Receipt> = receipts.collect();
+        if let Work::Append(group) = work {
+            group.answer(Ok(receipts));
+        }
+    }
+}
+
+fn refuse(batch: Vec<Work>, error: impl Fn() -> Error) {
+    for work in batch {
+        if let Work::Append(group) = work {
+            group.answer(Err(error()));
+        }
+    }
+}
+
+/// Leaves out those whose callers have gone: nothing of them is in the log.
+fn still_wanted(batch: Vec<Work>) -> Vec<Work> {
+    batch.into_iter().filter(|work| !matches!(work, Work::Append(group) if group.is_abandoned())).collect()
+}
+
+fn one_try_less(batch: Vec<Work>) -> Vec<Work> {
+    let mut left = Vec::with_capacity(batch.len());
+    for work in batch {
+        match work {
+            Work::Append(mut group) => {
+                if group.tried() > TRIES {
+                    group.answer(Err(Error::unavailable("the persons of this entry are created and erased again and again")));
+                } else {
+                    left.push(Work::Append(group));
+                }
+            }
+            staged => left.push(staged),
+        }
+    }
+    left
+}
