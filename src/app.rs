@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::audit::Log;
 use crate::config::{self, Config};
 use crate::error::Error;
 use crate::keyring::{Kek, KekError, Keks, Keyring, StartError};
@@ -90,7 +91,7 @@ impl App {
         tracker: TaskTracker,
         end: CancellationToken,
     ) -> Result<Arc<Self>, Arc<OpenError>> {
-        let records = open_records(&config, &tracker)?;
+        let records = open_records(&config, &tracker, &end)?;
         let app = Arc::new(Self {
             records,
             state: watch::Sender::new(State::Waiting("not tried yet".into())),
@@ -193,10 +194,15 @@ fn is_away(error: &Error) -> bool {
     matches!(error, Error::Unavailable { .. } | Error::Overloaded { .. } | Error::UnknownOutcome)
 }
 
-fn open_records(config: &Config, tracker: &TaskTracker) -> Result<Records, OpenError> {
-    let keyring = Keyring::new(config.deployment.name.as_str(), read_keks(config)?);
-    let store = Store::new(&config.database, &config::database_url(config)?, tracker.clone())?;
-    Ok(Records::new(store, keyring, config.limits.clone()))
+fn open_records(
+    config: &Config,
+    tracker: &TaskTracker,
+    end: &CancellationToken,
+) -> Result<Records, OpenError> {
+    let keyring = Arc::new(Keyring::new(config.deployment.name.as_str(), read_keks(config)?));
+    let store = Arc::new(Store::new(&config.database, &config::database_url(config)?, tracker.clone())?);
+    let log = Arc::new(Log::start(store.clone(), keyring.clone(), &config.audit, end));
+    Ok(Records::new(store, keyring, log, config.limits.clone()))
 }
 
 fn read_keks(config: &Config) -> Result<Keks, OpenError> {

@@ -35,6 +35,8 @@ pub struct Draft {
     pub subject: Option<UserId>,
     /// Whether the caller chose the id, so that it may be repeated.
     pub given_id: bool,
+    /// Whether persons who do not exist yet are created.
+    pub creates: bool,
     /// What is stored in the clear; its persons are not filled in yet.
     pub entry: Entry,
     client: Option<String>,
@@ -64,7 +66,8 @@ impl Draft {
             let person = given.resource_id.as_ref().map(|id| UserId::parse(id.as_str()));
             subject = person.transpose().map_err(|message| Error::invalid("resource_id", message))?;
         }
-        let is_person = |text: &str| [&actor, &subject].into_iter().flatten().any(|person| person.as_str() == text);
+        let is_person =
+            |text: &str| [&actor, &subject].into_iter().flatten().any(|person| person.as_str() == text);
         let identifies = |field: &str| {
             Error::invalid(field, "is a person's user id, which must not stand in the log in the clear")
         };
@@ -80,15 +83,21 @@ impl Draft {
         let resource_id = match given.resource_id.as_ref().map(ResourceId::as_str) {
             // What sidekeep writes itself may stand for the persons.
             Some(id) if id.starts_with('@') && own.is_none() => {
-                return Err(Error::invalid("resource_id", "must not begin with @, which stands for the persons of the entry"));
+                return Err(Error::invalid(
+                    "resource_id",
+                    "must not begin with @, which stands for the persons of the entry",
+                ));
             }
-            Some(id) if subject.as_ref().is_some_and(|subject| subject.as_str() == id) => Some(SUBJECT.to_owned()),
+            Some(id) if subject.as_ref().is_some_and(|subject| subject.as_str() == id) => {
+                Some(SUBJECT.to_owned())
+            }
             Some(id) if actor.as_ref().is_some_and(|actor| actor.as_str() == id) => Some(ACTOR.to_owned()),
             other => other.map(str::to_owned),
         };
         let client = Client { ip_address: given.ip_address.as_ref(), user_agent: given.user_agent.as_ref() };
         let has_client = client.ip_address.is_some() || client.user_agent.is_some();
-        let client = has_client.then(|| serde_json::to_string(&client).map_err(Error::internal)).transpose()?;
+        let client =
+            has_client.then(|| serde_json::to_string(&client).map_err(Error::internal)).transpose()?;
         let labels = merge(given.labels.as_ref(), own);
         let id = given.id.clone().unwrap_or_else(RecordId::generate);
         Ok(Self {
@@ -110,6 +119,7 @@ impl Draft {
                 metadata_sealed: None,
             },
             given_id: given.id.is_some(),
+            creates: true,
             metadata: given.metadata.clone(),
             actor,
             subject,

@@ -76,7 +76,9 @@ impl Labels {
         if self.0.len() > 16 {
             return Err("must be at most 16".into());
         }
-        let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'_' | b'.' | b'-');
+        let fits = |byte: u8| {
+            byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'_' | b'.' | b'-')
+        };
         for (key, value) in &self.0 {
             if !(1..=64).contains(&key.len()) || !key.bytes().all(fits) {
                 return Err(KEY.into());
@@ -206,7 +208,8 @@ impl Entry {
     /// The canonical bytes, format 1: the RFC 8785 form of the entry. Its numbers are integers below 2^53, its keys are
     /// ASCII and in order, and serde_json escapes strings as ECMAScript does.
     pub fn canonical(&self) -> Vec<u8> {
-        let digest = |sealed: &Option<Vec<u8>>| sealed.as_ref().map(|sealed| hex(Hash::of(&[sealed]).bytes()));
+        let digest =
+            |sealed: &Option<Vec<u8>>| sealed.as_ref().map(|sealed| hex(Hash::of(&[sealed]).bytes()));
         let canonical = Canonical {
             action: &self.action,
             actor_id: self.actor_id,
@@ -293,7 +296,8 @@ mod tests {
         let expected = r#"{"action":"a.b","actor_id":7,"client_sealed_sha256":"37cec8fa37a60aeac1f4b7a6a1e5a3f28b4a5f0ba68b2c8b1b9a2f4d2e3f0c11","format":1,"id":"é€\"\\/","labels":{"a-b":"2","z":"1"},"metadata_sealed_sha256":null,"occurred_at":null,"outcome":"success","position":9007199254740991,"recorded_at":"2026-11-20T19:55:00.000001Z","resource_id":"@actor","resource_type":null,"stream":1,"subject_id":null}"#;
         let canonical = String::from_utf8(entry.canonical()).unwrap();
         let digest = super::hex(super::Hash::of(&[b"sealed"]).bytes());
-        let expected = expected.replace("37cec8fa37a60aeac1f4b7a6a1e5a3f28b4a5f0ba68b2c8b1b9a2f4d2e3f0c11", &digest);
+        let expected =
+            expected.replace("37cec8fa37a60aeac1f4b7a6a1e5a3f28b4a5f0ba68b2c8b1b9a2f4d2e3f0c11", &digest);
         assert_eq!(canonical, expected);
     }
 
@@ -301,8 +305,19 @@ mod tests {
     fn labels_that_are_sidekeeps_own_or_too_much_are_refused() {
         let labels = |text: &str| serde_json::from_str::<Labels>(text);
         assert!(labels(r#"{"region":"eu","a-b_c.9":""}"#).is_ok());
-        let many = serde_json::to_string(&(0..17).map(|n| (n.to_string(), "x")).collect::<std::collections::BTreeMap<_, _>>()).unwrap();
-        for bad in [r#"{"sidekeep.uid":"0"}"#, r#"{"A":"x"}"#, r#"{"":"x"}"#, r#"{"a":1}"#, "[]", r#"{"a":"x\u0000"}"#, &many] {
+        let many = serde_json::to_string(
+            &(0..17).map(|n| (n.to_string(), "x")).collect::<std::collections::BTreeMap<_, _>>(),
+        )
+        .unwrap();
+        for bad in [
+            r#"{"sidekeep.uid":"0"}"#,
+            r#"{"A":"x"}"#,
+            r#"{"":"x"}"#,
+            r#"{"a":1}"#,
+            "[]",
+            r#"{"a":"x\u0000"}"#,
+            &many,
+        ] {
             assert!(labels(bad).is_err(), "{bad}");
         }
     }

@@ -266,7 +266,9 @@ pub fn is_consistent(old: (u64, Hash), new: (u64, Hash), path: &[Hash]) -> bool 
         node >>= 1;
         last >>= 1;
     }
-    let Some(first) = (if old_size.is_power_of_two() { Some(old_root) } else { steps.next() }) else { return false };
+    let Some(first) = (if old_size.is_power_of_two() { Some(old_root) } else { steps.next() }) else {
+        return false;
+    };
     let (mut old_found, mut new_found) = (first, first);
     for step in steps {
         if last == 0 {
@@ -298,7 +300,16 @@ mod tests {
 
     /// The leaves of the test vectors of Certificate Transparency's reference implementation.
     fn vectors() -> Vec<Vec<u8>> {
-        let inputs = ["", "00", "10", "2021", "3031", "40414243", "5051525354555657", "606162636465666768696a6b6c6d6e6f"];
+        let inputs = [
+            "",
+            "00",
+            "10",
+            "2021",
+            "3031",
+            "40414243",
+            "5051525354555657",
+            "606162636465666768696a6b6c6d6e6f",
+        ];
         let byte = |text: &[u8]| u8::from_str_radix(std::str::from_utf8(text).unwrap(), 16).unwrap();
         inputs.iter().map(|input| input.as_bytes().chunks(2).map(byte).collect()).collect()
     }
@@ -357,8 +368,15 @@ mod tests {
             let root = plain(&leaves[..size as usize]);
             for leaf in 0..size {
                 let path = resolve(&inclusion(leaf, size).unwrap(), &known).unwrap();
-                assert_eq!(root_by_inclusion(leaves[leaf as usize], leaf, size, &path), Some(root), "{leaf} of {size}");
-                assert_ne!(root_by_inclusion(leaves[leaf as usize], (leaf + 1) % size, size, &path), Some(root).filter(|_| size > 1));
+                assert_eq!(
+                    root_by_inclusion(leaves[leaf as usize], leaf, size, &path),
+                    Some(root),
+                    "{leaf} of {size}"
+                );
+                assert_ne!(
+                    root_by_inclusion(leaves[leaf as usize], (leaf + 1) % size, size, &path),
+                    Some(root).filter(|_| size > 1)
+                );
                 let mut longer = path.clone();
                 longer.push(root);
                 assert_ne!(root_by_inclusion(leaves[leaf as usize], leaf, size, &longer), Some(root));

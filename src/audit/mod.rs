@@ -1,19 +1,24 @@
 //! The audit log: streams of entries that only their leaseholders append to, and the proof over them.
 
+mod by;
 mod draft;
 pub mod entry;
+mod log;
 pub mod merkle;
 mod months;
 mod open;
 mod people;
 mod queue;
+pub mod read;
 mod repeat;
 pub mod row;
 pub mod staged;
 mod stream;
 mod writer;
 
-pub use draft::Draft;
+pub use by::By;
+pub use draft::{Draft, SUBJECT};
+pub use log::{APPEND_MANY, Log, Staged, UnknownActor};
 pub use open::Shown;
 pub use queue::{Queue, Receipt};
 pub use stream::Sealed;

@@ -74,8 +74,14 @@ impl<'a> Opener<'a> {
     ///
     /// # Errors
     /// The store's.
-    pub async fn of(store: &Store, keyring: &'a Keyring, rows: &[Stored], deadline: &Deadline) -> Result<Self> {
-        let mut ids: Vec<i64> = rows.iter().flat_map(|row| [row.actor_id, row.subject_id]).flatten().collect();
+    pub async fn of(
+        store: &Store,
+        keyring: &'a Keyring,
+        rows: &[Stored],
+        deadline: &Deadline,
+    ) -> Result<Self> {
+        let mut ids: Vec<i64> =
+            rows.iter().flat_map(|row| [row.actor_id, row.subject_id]).flatten().collect();
         ids.sort_unstable();
         ids.dedup();
         let own = &keyring.own()?.key;
@@ -106,16 +112,32 @@ impl<'a> Opener<'a> {
         let mut erased = Vec::new();
         erased.extend(actor_gone.then_some("actor"));
         erased.extend(subject_gone.then_some("subject"));
-        let key = |first: (Option<i64>, Option<&'_ Subject>), second: (Option<i64>, Option<&'_ Subject>)| match (first, second) {
-            ((Some(_), person), _) | ((None, _), (Some(_), person)) => person.map(|person| person.key.clone()),
-            _ => Some(self.own.clone()),
-        };
-        let client = self.part(&entry, "client_sealed", entry.client_sealed.as_deref(), key((entry.actor_id, actor), (entry.subject_id, subject)))?;
-        let metadata = self.part(&entry, "metadata_sealed", entry.metadata_sealed.as_deref(), key((entry.subject_id, subject), (entry.actor_id, actor)))?;
+        let key =
+            |first: (Option<i64>, Option<&'_ Subject>), second: (Option<i64>, Option<&'_ Subject>)| match (
+                first, second,
+            ) {
+                ((Some(_), person), _) | ((None, _), (Some(_), person)) => {
+                    person.map(|person| person.key.clone())
+                }
+                _ => Some(self.own.clone()),
+            };
+        let client = self.part(
+            &entry,
+            "client_sealed",
+            entry.client_sealed.as_deref(),
+            key((entry.actor_id, actor), (entry.subject_id, subject)),
+        )?;
+        let metadata = self.part(
+            &entry,
+            "metadata_sealed",
+            entry.metadata_sealed.as_deref(),
+            key((entry.subject_id, subject), (entry.actor_id, actor)),
+        )?;
         let client: Option<Client> = client
             .map(|text| serde_json::from_str(&text).map_err(|_| Error::Tampered { at: at.clone() }))
             .transpose()?;
-        let (ip_address, user_agent) = client.map_or((None, None), |client| (client.ip_address, client.user_agent));
+        let (ip_address, user_agent) =
+            client.map_or((None, None), |client| (client.ip_address, client.user_agent));
         let named = |person: Option<&Subject>| person.map(|person| person.user_id.clone());
         let resource_id = match entry.resource_id.as_deref() {
             Some(ACTOR) => named(actor),
@@ -144,7 +166,13 @@ impl<'a> Opener<'a> {
         })
     }
 
-    fn part(&self, entry: &Entry, column: &'static str, sealed: Option<&[u8]>, key: Option<DataKey>) -> Result<Option<String>> {
+    fn part(
+        &self,
+        entry: &Entry,
+        column: &'static str,
+        sealed: Option<&[u8]>,
+        key: Option<DataKey>,
+    ) -> Result<Option<String>> {
         let (Some(sealed), Some(key)) = (sealed, key) else { return Ok(None) };
         key.open_text(Place { table: "audit_logs", column, row: &entry.id }, sealed).map(Some)
     }
@@ -157,7 +185,11 @@ impl Shown {
             given.is_none_or(|given| stored == Some(given))
         }
         let labels = given.labels.as_ref().is_none_or(|given| {
-            given.iter().eq(self.labels.iter().flat_map(Labels::iter).filter(|(key, _)| !key.starts_with(super::entry::OWN_LABELS)))
+            given.iter().eq(self
+                .labels
+                .iter()
+                .flat_map(Labels::iter)
+                .filter(|(key, _)| !key.starts_with(super::entry::OWN_LABELS)))
         });
         self.action == given.action.as_str()
             && same(given.user_id.as_ref().map(UserId::as_str), self.user_id.as_deref())
@@ -169,6 +201,9 @@ impl Shown {
             && same(given.ip_address.as_ref().map(ShortText::as_str), self.ip_address.as_deref())
             && same(given.user_agent.as_ref().map(ShortText::as_str), self.user_agent.as_deref())
             && labels
-            && given.metadata.as_ref().is_none_or(|given| self.metadata.as_ref().is_some_and(|stored| given.same(stored)))
+            && given
+                .metadata
+                .as_ref()
+                .is_none_or(|given| self.metadata.as_ref().is_some_and(|stored| given.same(stored)))
     }
 }

@@ -23,7 +23,13 @@ impl People {
     ///
     /// # Errors
     /// The store's.
-    pub async fn meet(&mut self, store: &Store, keyring: &Keyring, drafts: &[&Draft], deadline: &Deadline) -> Result<()> {
+    pub async fn meet(
+        &mut self,
+        store: &Store,
+        keyring: &Keyring,
+        drafts: &[&Draft],
+        deadline: &Deadline,
+    ) -> Result<()> {
         if self.0.len() > REMEMBERED {
             self.0.clear();
         }
@@ -37,14 +43,17 @@ impl People {
             }
             let user_ids: Vec<&str> = unknown.iter().map(|person| person.as_str()).collect();
             let found = store
-                .single(deadline, "audit.people", async |connection| Person::find(connection, &user_ids).await)
+                .single(deadline, "audit.people", async |connection| {
+                    Person::find(connection, &user_ids).await
+                })
                 .await?;
             for person in found {
                 let wrapped_key = person.wrapped_key().to_vec();
                 let subject = Arc::new(keyring.open(person)?);
                 self.0.insert(subject.user_id.clone(), Known { subject, wrapped_key });
             }
-            unknown.retain(|person| !self.0.contains_key(person.as_str()));
+            let creating = drafts.iter().filter(|draft| draft.creates).flat_map(|draft| draft.people());
+            unknown = creating.filter(|person| !self.0.contains_key(person.as_str())).collect();
             if create && !unknown.is_empty() {
                 keyring.create(store, deadline, &unknown).await?;
             }

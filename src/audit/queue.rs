@@ -105,7 +105,12 @@ impl Queue {
     /// # Errors
     /// [`Error::Overloaded`] and [`Error::Unavailable`]: nothing was appended. [`Error::UnknownOutcome`]: the deadline
     /// passed while the batch was under way.
-    pub async fn append(&self, connection: usize, drafts: Vec<Draft>, deadline: &Deadline) -> Result<Vec<Receipt>> {
+    pub async fn append(
+        &self,
+        connection: usize,
+        drafts: Vec<Draft>,
+        deadline: &Deadline,
+    ) -> Result<Vec<Receipt>> {
         let stream = self.stream(connection)?;
         let full = || Error::Overloaded { what: "the audit queue is full", retry_after: self.max_wait };
         let weight = drafts.iter().map(Draft::weight).fold(0_usize, usize::saturating_add).min(BYTES);
@@ -124,8 +129,11 @@ impl Queue {
         match deadline.run(answer).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(Error::UnknownOutcome),
-            Err(_) => match waiting.compare_exchange(WAITING, WITHDRAWN, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => Err(Error::unavailable("the audit log cannot be written at present; nothing was appended")),
+            Err(_) => match waiting.compare_exchange(WAITING, WITHDRAWN, Ordering::AcqRel, Ordering::Acquire)
+            {
+                Ok(_) => Err(Error::unavailable(
+                    "the audit log cannot be written at present; nothing was appended",
+                )),
                 Err(_) => Err(Error::UnknownOutcome),
             },
         }

@@ -107,7 +107,12 @@ pub async fn stage(tx: &mut Connection, own: &Deployment, deployment: &str, entr
 ///
 /// # Errors
 /// The store's.
-pub async fn orphans(store: &Store, own: &Deployment, deployment: &str, deadline: &Deadline) -> Result<Vec<Sealed>> {
+pub async fn orphans(
+    store: &Store,
+    own: &Deployment,
+    deployment: &str,
+    deadline: &Deadline,
+) -> Result<Vec<Sealed>> {
     let rows: Vec<Stored> = store
         .single(deadline, "audit.orphans", async |connection| {
             let rows = audit_staged::table
@@ -121,9 +126,9 @@ pub async fn orphans(store: &Store, own: &Deployment, deployment: &str, deadline
     let mut orphans = Vec::with_capacity(rows.len());
     for row in rows {
         let number = row.number;
-        let genuine = row
-            .entry()
-            .filter(|(_, mac, entry)| own.verifies(PURPOSE, &[deployment.as_bytes(), &entry.canonical()], mac));
+        let genuine = row.entry().filter(|(_, mac, entry)| {
+            own.verifies(PURPOSE, &[deployment.as_bytes(), &entry.canonical()], mac)
+        });
         match genuine {
             Some((number, _, entry)) => orphans.push(Sealed { entry, staged: Some(number) }),
             None => tracing::error!(number, "a row of audit_staged was not staged by a daemon"),
@@ -139,7 +144,8 @@ pub async fn orphans(store: &Store, own: &Deployment, deployment: &str, deadline
 pub async fn remaining(store: &Store, numbers: &[i64], deadline: &Deadline) -> Result<Vec<i64>> {
     store
         .single(deadline, "audit.staged", async |connection| {
-            let rows = audit_staged::table.filter(audit_staged::number.eq_any(numbers)).select(audit_staged::number);
+            let rows =
+                audit_staged::table.filter(audit_staged::number.eq_any(numbers)).select(audit_staged::number);
             Ok(rows.load(connection).await?)
         })
         .await
@@ -152,7 +158,10 @@ pub async fn remaining(store: &Store, numbers: &[i64], deadline: &Deadline) -> R
 pub async fn drained(store: &Store, deadline: &Deadline) -> Result<()> {
     let latest: Option<i64> = store
         .single(deadline, "audit.staged", async |connection| {
-            Ok(audit_staged::table.select(diesel::dsl::max(audit_staged::number)).get_result(connection).await?)
+            Ok(audit_staged::table
+                .select(diesel::dsl::max(audit_staged::number))
+                .get_result(connection)
+                .await?)
         })
         .await?;
     let Some(latest) = latest else { return Ok(()) };

@@ -13,7 +13,7 @@ use super::entry::{Entry, FORMAT};
 use super::merkle::{Frontier, Hash, Node};
 use crate::error::{Error, Result};
 use crate::keyring::Deployment;
-use crate::store::{Dedicated, Deadline, Store};
+use crate::store::{Deadline, Dedicated, Store};
 
 /// How long a stream stays leased without a sign of life, as PostgreSQL spells it.
 const LEASE: &str = "15 seconds";
@@ -161,7 +161,13 @@ impl Stream {
         deadline.run(leasing).await.unwrap_or_else(|_| Err(late()))
     }
 
-    async fn taken(connection: Dedicated, append: Statement, own: &Deployment, name: &str, row: &Row) -> Result<Self> {
+    async fn taken(
+        connection: Dedicated,
+        append: Statement,
+        own: &Deployment,
+        name: &str,
+        row: &Row,
+    ) -> Result<Self> {
         let number: i32 = row.get("stream");
         let tampered = || Error::Tampered { at: format!("audit_streams, stream {number}") };
         let size = u64::try_from(row.get::<_, i64>("size")).map_err(|_| tampered())?;
@@ -192,10 +198,19 @@ impl Stream {
             let frontier = Frontier::default();
             let mac = own.mac(HEAD, &head_parts(name, number, 1, 0, frontier.root()).parts());
             let root = frontier.root().bytes().to_vec();
-            let made = connection.client.query_opt(MAKE, &[&number, &root, &mac, &LEASE]).await.map_err(away)?;
+            let made =
+                connection.client.query_opt(MAKE, &[&number, &root, &mac, &LEASE]).await.map_err(away)?;
             if let Some(row) = made {
                 let clock = (row.get("now"), Instant::now());
-                return Ok(Self { connection, append, number, epoch: 1, frontier, last_recorded_at: None, clock });
+                return Ok(Self {
+                    connection,
+                    append,
+                    number,
+                    epoch: 1,
+                    frontier,
+                    last_recorded_at: None,
+                    clock,
+                });
             }
         }
     }
@@ -206,7 +221,11 @@ impl Stream {
     /// [`Error::Unavailable`].
     pub async fn renew(&mut self, deadline: &Deadline) -> Result<bool> {
         let params: &[&(dyn ToSql + Sync)] = &[&self.number, &self.epoch, &LEASE];
-        let row = deadline.run(self.connection.client.query_opt(RENEW, params)).await.map_err(|_| late())?.map_err(away)?;
+        let row = deadline
+            .run(self.connection.client.query_opt(RENEW, params))
+            .await
+            .map_err(|_| late())?
+            .map_err(away)?;
         if let Some(row) = &row {
             self.clock = (row.get("now"), Instant::now());
         }
@@ -282,15 +301,40 @@ impl Stream {
     ) -> Result<(), Refused> {
         let (size, root) = (sent.frontier.size(), sent.frontier.root());
         let mac = own.mac(HEAD, &head_parts(name, self.number, self.epoch, size, root).parts());
-        let (ids, keys): (Vec<i64>, Vec<&[u8]>) = people.iter().map(|(id, key)| (*id, key.as_slice())).unzip();
+        let (ids, keys): (Vec<i64>, Vec<&[u8]>) =
+            people.iter().map(|(id, key)| (*id, key.as_slice())).unzip();
         let c = columns;
         let warnings = self.connection.seen.warnings();
-        let (size, root, frontier) = (i64::try_from(size).unwrap_or(i64::MAX), root.bytes().as_slice(), sent.frontier.to_bytes());
+        let (size, root, frontier) =
+            (i64::try_from(size).unwrap_or(i64::MAX), root.bytes().as_slice(), sent.frontier.to_bytes());
         let params: &[&(dyn ToSql + Sync)] = &[
-            &self.number, &self.epoch, &sent.at.first, &size, &root, &mac, &frontier, &sent.at.recorded_at, &ids, &keys,
-            &c.position, &c.id, &c.actor_id, &c.subject_id, &c.action, &c.resource_type, &c.resource_id, &c.outcome,
-            &c.occurred_at, &c.labels, &c.client_sealed, &c.metadata_sealed, &c.leaf_hash,
-            &c.level, &c.index, &c.hash, &c.staged,
+            &self.number,
+            &self.epoch,
+            &sent.at.first,
+            &size,
+            &root,
+            &mac,
+            &frontier,
+            &sent.at.recorded_at,
+            &ids,
+            &keys,
+            &c.position,
+            &c.id,
+            &c.actor_id,
+            &c.subject_id,
+            &c.action,
+            &c.resource_type,
+            &c.resource_id,
+            &c.outcome,
+            &c.occurred_at,
+            &c.labels,
+            &c.client_sealed,
+            &c.metadata_sealed,
+            &c.leaf_hash,
+            &c.level,
+            &c.index,
+            &c.hash,
+            &c.staged,
         ];
         match self.connection.client.query_one(&self.append, params).await {
             // "Committed locally, but might not have been replicated": not what was asked for.
@@ -306,7 +350,8 @@ impl Stream {
         const WHY: &str = "SELECT s.leased_until > now() AND s.closed_at IS NULL AND s.epoch = $2 AND s.size = $3 AS mine, \
             $4::timestamptz BETWEEN now() - interval '1 minute' AND now() + interval '1 minute' AS timely \
             FROM sidekeep.audit_streams s WHERE s.stream = $1";
-        let params: &[&(dyn ToSql + Sync)] = &[&self.number, &self.epoch, &sent.at.first, &sent.at.recorded_at];
+        let params: &[&(dyn ToSql + Sync)] =
+            &[&self.number, &self.epoch, &sent.at.first, &sent.at.recorded_at];
         match self.connection.client.query_opt(WHY, params).await {
             Ok(Some(row)) if !row.get::<_, bool>("mine") => Refused::Lost,
             Ok(Some(row)) if !row.get::<_, bool>("timely") => Refused::Clock,
@@ -334,7 +379,11 @@ impl Stream {
                     let committed = settled == Settled::Committed;
                     Self {
                         frontier: if committed { sent.frontier } else { self.frontier },
-                        last_recorded_at: if committed { Some(sent.at.recorded_at) } else { self.last_recorded_at },
+                        last_recorded_at: if committed {
+                            Some(sent.at.recorded_at)
+                        } else {
+                            self.last_recorded_at
+                        },
                         connection,
                         append,
                         number: self.number,
@@ -361,7 +410,11 @@ impl Stream {
         let fencing = async {
             let append = connection.client.prepare(APPEND).await.map_err(away)?;
             connection.client.batch_execute("BEGIN").await.map_err(away)?;
-            let fenced = connection.client.query_opt(FENCE, &[&self.number, &self.epoch, &LEASE]).await.map_err(away)?;
+            let fenced = connection
+                .client
+                .query_opt(FENCE, &[&self.number, &self.epoch, &LEASE])
+                .await
+                .map_err(away)?;
             let Some(row) = fenced else {
                 // Somebody else has the stream, so nothing of ours can commit any more: the log itself tells.
                 connection.client.batch_execute("COMMIT").await.map_err(away)?;
@@ -383,7 +436,8 @@ impl Stream {
     }
 
     async fn look(&self, connection: &Dedicated, sent: &Sent) -> Result<Settled> {
-        const THERE: &str = "SELECT FROM sidekeep.audit_logs WHERE stream = $1 AND position = $2 AND recorded_at = $3";
+        const THERE: &str =
+            "SELECT FROM sidekeep.audit_logs WHERE stream = $1 AND position = $2 AND recorded_at = $3";
         let params: &[&(dyn ToSql + Sync)] = &[&self.number, &sent.at.first, &sent.at.recorded_at];
         let there = connection.client.query_opt(THERE, params).await.map_err(away)?;
         Ok(if there.is_some() { Settled::Committed } else { Settled::NotCommitted })
@@ -408,7 +462,11 @@ impl HeadParts<'_> {
 }
 
 pub(super) fn head_parts(name: &str, stream: i32, epoch: i64, size: u64, root: Hash) -> HeadParts<'_> {
-    HeadParts { name, numbers: [i64::from(stream).to_be_bytes(), epoch.to_be_bytes(), size.to_be_bytes()], root }
+    HeadParts {
+        name,
+        numbers: [i64::from(stream).to_be_bytes(), epoch.to_be_bytes(), size.to_be_bytes()],
+        root,
+    }
 }
 
 /// The values of a batch, a list for each column.
@@ -468,7 +526,10 @@ fn refusal(error: &tokio_postgres::Error) -> Refused {
         Some(code) if *code == SqlState::UNIQUE_VIOLATION => Refused::Duplicate,
         Some(code) if *code == SqlState::DIVISION_BY_ZERO => Refused::Unmatched,
         // "no partition of relation found for row" is a check violation of the parent.
-        Some(code) if *code == SqlState::CHECK_VIOLATION && error.as_db_error().is_some_and(|e| e.constraint().is_none()) => {
+        Some(code)
+            if *code == SqlState::CHECK_VIOLATION
+                && error.as_db_error().is_some_and(|e| e.constraint().is_none()) =>
+        {
             Refused::NoMonth
         }
         // The server ended the session: whether before or after the commit, it does not say.

@@ -114,7 +114,9 @@ impl Writer {
         }
         let Ok(own) = self.keyring.own() else { return };
         match staged::orphans(&self.store, own, self.keyring.deployment(), &deadline).await {
-            Ok(orphans) if !orphans.is_empty() => self.write(orphans.into_iter().map(Work::Staged).collect()).await,
+            Ok(orphans) if !orphans.is_empty() => {
+                self.write(orphans.into_iter().map(Work::Staged).collect()).await
+            }
             Ok(_) => {}
             Err(error) => tracing::debug!(%error, "staged entries could not be looked for"),
         }
@@ -167,7 +169,8 @@ impl Writer {
         let (Some(stream), Ok(own)) = (self.stream.as_mut(), self.keyring.own()) else {
             return Err((Error::unavailable("no stream"), batch));
         };
-        metrics::histogram!("sidekeep_audit_batch_entries").record(f64::from(u32::try_from(sealed.len()).unwrap_or(u32::MAX)));
+        metrics::histogram!("sidekeep_audit_batch_entries")
+            .record(f64::from(u32::try_from(sealed.len()).unwrap_or(u32::MAX)));
         match stream.append(own, self.keyring.deployment(), &mut sealed, &referred, &deadline).await {
             Ok(_) => {
                 answer(batch, &sealed);
@@ -266,19 +269,26 @@ impl Writer {
     /// Refuses entries that claim to be from the future, alone.
     async fn weed(&mut self, batch: Vec<Work>, deadline: &Deadline) -> Result<Vec<Work>, (Error, Vec<Work>)> {
         let latest = clock::now().utc().checked_add_signed(TimeDelta::minutes(5));
-        let early = |draft: &Draft| draft.entry.occurred_at.zip(latest).is_some_and(|(at, latest)| at > latest);
+        let early =
+            |draft: &Draft| draft.entry.occurred_at.zip(latest).is_some_and(|(at, latest)| at > latest);
         let mut kept = Vec::with_capacity(batch.len());
         for work in batch {
             match work {
                 Work::Append(group) if group.drafts.iter().any(early) => {
-                    group.answer(Err(Error::invalid("occurred_at", "must not be more than five minutes ahead")));
+                    group.answer(Err(Error::invalid(
+                        "occurred_at",
+                        "must not be more than five minutes ahead",
+                    )));
                 }
                 work => kept.push(work),
             }
         }
         // An id of yesterday may stand in last month, where no index of this month finds it.
-        let since = clock::now().utc().checked_sub_signed(TimeDelta::from_std(self.idempotency).unwrap_or_default());
-        let new_month = since.is_none_or(|since| chrono::Datelike::month(&since) != chrono::Datelike::month(&clock::now().utc()));
+        let since =
+            clock::now().utc().checked_sub_signed(TimeDelta::from_std(self.idempotency).unwrap_or_default());
+        let new_month = since.is_none_or(|since| {
+            chrono::Datelike::month(&since) != chrono::Datelike::month(&clock::now().utc())
+        });
         if new_month && kept.iter().any(Work::is_repeatable) {
             let _ = deadline;
             return self.known_ids(kept).await;
@@ -304,8 +314,11 @@ impl Writer {
         let mut left = Vec::new();
         for work in batch {
             match work {
-                Work::Append(group) if group.drafts.iter().any(|draft| found.contains_key(&draft.entry.id)) => {
-                    let result = repeat::answer(&self.store, &self.keyring, &group.drafts, &found, &self.step()).await;
+                Work::Append(group)
+                    if group.drafts.iter().any(|draft| found.contains_key(&draft.entry.id)) =>
+                {
+                    let result =
+                        repeat::answer(&self.store, &self.keyring, &group.drafts, &found, &self.step()).await;
                     group.answer(result);
                 }
                 // It was taken in before, and only its row is left.
@@ -322,7 +335,9 @@ impl Writer {
     async fn still_staged(&self, batch: Vec<Work>) -> Result<Vec<Work>, (Error, Vec<Work>)> {
         let numbers: Vec<i64> = batch.iter().filter_map(Work::number).collect();
         match staged::remaining(&self.store, &numbers, &self.step()).await {
-            Ok(left) => Ok(batch.into_iter().filter(|work| work.number().is_none_or(|n| left.contains(&n))).collect()),
+            Ok(left) => {
+                Ok(batch.into_iter().filter(|work| work.number().is_none_or(|n| left.contains(&n))).collect())
+            }
             Err(error) => Err((error, batch)),
         }
     }
@@ -454,7 +469,9 @@ fn one_try_less(batch: Vec<Work>) -> Vec<Work> {
         match work {
             Work::Append(mut group) => {
                 if group.tried() > TRIES {
-                    group.answer(Err(Error::unavailable("the persons of this entry are created and erased again and again")));
+                    group.answer(Err(Error::unavailable(
+                        "the persons of this entry are created and erased again and again",
+                    )));
                 } else {
                     left.push(Work::Append(group));
                 }

@@ -44,6 +44,10 @@ pub struct Config {
     pub database: Database,
     /// The keys that wrap people's keys.
     pub keyring: Keyring,
+    /// The audit log.
+    pub audit: Audit,
+    /// The keys that sign checkpoints.
+    pub signing: Signing,
     /// Figures for a monitoring system.
     pub metrics: Metrics,
     /// The daemon's own log.
@@ -245,6 +249,52 @@ impl Default for Keyring {
     fn default() -> Self {
         Self { key_files: vec![SecretFile::new("/etc/sidekeep/keys/kek")] }
     }
+}
+
+/// `[audit]`.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Audit {
+    /// Which calls are entered in the log by themselves.
+    pub access: AuditAccess,
+    /// How many streams this daemon writes at once.
+    pub streams: usize,
+    /// How long an id stays taken, at least.
+    pub idempotency: Period,
+    /// How long an entry waits for room in the queue.
+    pub max_wait: Period,
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        Self {
+            access: AuditAccess::All,
+            streams: 2,
+            idempotency: Period::seconds(24 * 3600),
+            max_wait: Period::seconds(5),
+        }
+    }
+}
+
+/// `audit.access`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum AuditAccess {
+    /// Each call about personal data.
+    #[default]
+    All,
+    /// Each that changes something.
+    Writes,
+    /// None.
+    None,
+}
+
+/// `[signing]`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Signing {
+    /// The Ed25519 keys that sign checkpoints: the first signs, and the others have signed before.
+    pub key_files: Vec<SecretFile>,
 }
 
 /// `[metrics]`.

@@ -39,7 +39,7 @@ pub struct Person {
 }
 
 /// A person whose key is open, for as long as one call holds it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Subject {
     /// The number that stands for the person everywhere else.
     pub id: i64,
@@ -144,7 +144,8 @@ impl Keyring {
                 person.kek_id
             ))
         })?;
-        kek.unwrap(owner, &person.wrapped_key).ok_or_else(|| Error::Tampered { at: "subjects.wrapped_key".into() })
+        kek.unwrap(owner, &person.wrapped_key)
+            .ok_or_else(|| Error::Tampered { at: "subjects.wrapped_key".into() })
     }
 
     /// Makes sure that these people exist, in one statement of its own, committed at once. They are inserted in the

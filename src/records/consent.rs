@@ -12,14 +12,16 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Records;
-use super::page::{self, Limit, Page};
 use super::row::Row;
+use crate::audit::By;
+use crate::audit::merkle::Hash;
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use crate::keyring::{Person, Subject};
+use crate::store::Connection;
 use crate::store::schema::{consent_records, subjects};
-use crate::store::{Connection, Deadline};
 use crate::values::{Json, RecordId, Sha256Hex, ShortText, Term, UserId};
+use crate::values::{Limit, Page, decode, encode, fit, total};
 
 const TABLE: &str = "consent_records";
 
@@ -176,6 +178,31 @@ struct New<'a> {
 }
 
 impl Stored {
+    /// The SHA-256 of the row, which the entry that tells of it carries: over a JSON object of its columns in order, with
+    /// digests of what is sealed, so that verification needs no key.
+    fn digest(&self) -> String {
+        let sha256 = |sealed: &Option<Vec<u8>>| sealed.as_ref().map(|sealed| Hash::of(&[sealed]).hex());
+        let row = serde_json::json!({
+            "consent_type": self.consent_type,
+            "expires_at": self.expires_at.map(Timestamp::from),
+            "given_at": Timestamp::from(self.given_at),
+            "granted": self.granted,
+            "id": self.id,
+            "ip_address_sealed_sha256": sha256(&self.ip_address_sealed),
+            "language": self.language,
+            "legal_basis": self.legal_basis,
+            "metadata_sealed_sha256": sha256(&self.metadata_sealed),
+            "method": self.method,
+            "policy_sha256": self.policy_sha256,
+            "policy_version": self.policy_version,
+            "recorded_at": Timestamp::from(self.recorded_at),
+            "subject_id": self.subject_id,
+            "user_agent_sealed_sha256": sha256(&self.user_agent_sealed),
+        });
+        // serde_json keeps the members of a value in the order of their keys.
+        Hash::of(&[row.to_string().as_bytes()]).hex()
+    }
+
     fn open(self, subject: &Subject) -> Result<Consent> {
         let row = Row::new(subject, TABLE, &self.id);
         Ok(Consent {
@@ -249,10 +276,10 @@ impl Records {
     ///
     /// # Errors
     /// [`Error::Conflict`] when the id stands for another record.
-    pub async fn record_consent(&self, deadline: &Deadline, record: Record) -> Result<Consent> {
+    pub async fn record_consent(&self, by: &By, record: Record) -> Result<Consent> {
         self.check_size("metadata", record.metadata.as_ref())?;
         let id = record.id.clone().unwrap_or_else(RecordId::generate);
-        self.write(deadline, "consent.record", &record.user_id, async |tx, subject| {
+        self.write(by, "consent.record", &record.user_id, async |tx, subject| {
             if record.granted {
                 subject.unrestricted()?;
             }
@@ -267,10 +294,13 @@ impl Records {
                 .get_result(tx)
                 .await
                 .optional()?;
-            match stored {
-                Some(stored) => stored.open(subject),
-                None => repeated(tx, subject, &record, &id).await,
-            }
+            by.about("consent", id.as_str());
+            let stored = match stored {
+                Some(stored) => stored,
+                None => repeated(tx, subject, &record, &id).await?,
+            };
+            by.stored(stored.digest());
+            stored.open(subject)
         })
         .await
     }
@@ -279,10 +309,10 @@ impl Records {
     ///
     /// # Errors
     /// The store's.
-    pub async fn check_consent(&self, deadline: &Deadline, check: &Check) -> Result<Checked> {
+    pub async fn check_consent(&self, by: &By, check: &Check) -> Result<Checked> {
         let found: Option<(Person, Option<Stored>, DateTime<Utc>)> = self
             .store
-            .single(deadline, "consent.check", async |connection| {
+            .single(&by.deadline, "consent.check", async |connection| {
                 let at = sql::<Timestamptz>("coalesce(")
                     .bind::<diesel::sql_types::Nullable<Timestamptz>, _>(check.at.map(Timestamp::utc))
                     .sql(", statement_timestamp())");
@@ -305,6 +335,7 @@ impl Records {
         let nothing = Checked { granted: false, consent: None };
         let Some((person, stored, at)) = found else { return Ok(nothing) };
         let subject = self.keyring.open(person)?;
+        by.concerns(&subject.user_id);
         let Some(stored) = stored.filter(|_| !subject.restricted) else { return Ok(nothing) };
         let granted = stored.granted && stored.expires_at.is_none_or(|expires_at| expires_at > at);
         Ok(Checked { granted, consent: Some(stored.open(&subject)?) })
@@ -314,12 +345,12 @@ impl Records {
     ///
     /// # Errors
     /// [`Error::TooLarge`] when they do not fit into one answer.
-    pub async fn current_consents(&self, deadline: &Deadline, user_id: &UserId) -> Result<Current> {
+    pub async fn current_consents(&self, by: &By, user_id: &UserId) -> Result<Current> {
         let max = self.answer_bytes();
         let found = self
             .store
-            .snapshot(deadline, "consent.current", async |connection| {
-                let Some(subject) = self.reader(connection, user_id).await? else { return Ok(None) };
+            .snapshot(&by.deadline, "consent.current", async |connection| {
+                let Some(subject) = self.reader(by, connection, user_id).await? else { return Ok(None) };
                 let latest = consent_records::table
                     .filter(consent_records::subject_id.eq(subject.id))
                     .filter(consent_records::given_at.le(sql::<Timestamptz>("statement_timestamp()")))
@@ -330,7 +361,7 @@ impl Records {
                         consent_records::number.desc(),
                     ));
                 let sizes: Vec<i64> = latest.clone().select(size()).load(connection).await?;
-                if page::total(&sizes) > max {
+                if total(&sizes) > max {
                     return Err(Error::TooLarge { what: "the answer; use consent.history".into(), max });
                 }
                 let stored: Vec<Stored> = latest.select(Stored::as_select()).load(connection).await?;
@@ -346,19 +377,21 @@ impl Records {
     ///
     /// # Errors
     /// [`Error::Invalid`] for a cursor that is none.
-    pub async fn consent_history(&self, deadline: &Deadline, history: &History) -> Result<Page<Consent>> {
-        let after: Option<(DateTime<Utc>, i64)> = page::decode(history.cursor.as_deref())?;
+    pub async fn consent_history(&self, by: &By, history: &History) -> Result<Page<Consent>> {
+        let after: Option<(DateTime<Utc>, i64)> = decode(history.cursor.as_deref())?;
         let found = self
             .store
-            .snapshot(deadline, "consent.history", async |connection| {
-                let Some(subject) = self.reader(connection, &history.user_id).await? else { return Ok(None) };
+            .snapshot(&by.deadline, "consent.history", async |connection| {
+                let Some(subject) = self.reader(by, connection, &history.user_id).await? else {
+                    return Ok(None);
+                };
                 let (sizes, stored) = self.consent_page(connection, &subject, history, after).await?;
                 Ok(Some((subject, sizes, stored)))
             })
             .await?;
         let Some((subject, more, stored)) = found else { return Ok(Page::empty()) };
         let last = stored.last().filter(|_| more).map(|last| (last.given_at, last.number));
-        let next_cursor = last.map(|key| page::encode(&key)).transpose()?;
+        let next_cursor = last.map(|key| encode(&key)).transpose()?;
         let items = stored.into_iter().map(|stored| stored.open(&subject)).collect::<Result<_>>()?;
         Ok(Page { items, next_cursor })
     }
@@ -388,7 +421,7 @@ impl Records {
             rows
         };
         let sizes: Vec<i64> = rows().select(size()).limit(history.limit.and_one()).load(connection).await?;
-        let taken = page::fit(&sizes, history.limit, self.answer_bytes());
+        let taken = fit(&sizes, history.limit, self.answer_bytes());
         let limit = i64::try_from(taken).map_err(Error::internal)?;
         let stored = rows().select(Stored::as_select()).limit(limit).load(connection).await?;
         Ok((sizes.len() > taken, stored))
@@ -401,13 +434,13 @@ fn size() -> diesel::expression::SqlLiteral<Int8> {
 }
 
 /// What stands under the id, when it is the same record; else a conflict.
-async fn repeated(tx: &mut Connection, subject: &Subject, record: &Record, id: &RecordId) -> Result<Consent> {
+async fn repeated(tx: &mut Connection, subject: &Subject, record: &Record, id: &RecordId) -> Result<Stored> {
     let conflict = || Error::conflict("another consent has this id");
     let row = consent_records::table.find(id.as_str()).select(Stored::as_select());
     let stored: Stored = row.first(tx).await.optional()?.ok_or_else(conflict)?;
     if stored.subject_id != subject.id {
         return Err(conflict());
     }
-    let consent = stored.open(subject)?;
-    if record.repeats(&consent) { Ok(consent) } else { Err(conflict()) }
+    let consent = stored.clone().open(subject)?;
+    if record.repeats(&consent) { Ok(stored) } else { Err(conflict()) }
 }

@@ -4,21 +4,23 @@
 
 pub mod consent;
 pub mod conversation;
-pub mod page;
 pub mod preferences;
 pub mod profile;
 mod row;
+
+use std::sync::Arc;
 
 use diesel::prelude::{ExpressionMethods, OptionalExtension, QueryDsl, SelectableHelper};
 use diesel_async::RunQueryDsl;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::audit::{By, Log, Staged, UnknownActor};
 use crate::config::Limits;
 use crate::error::{Error, Result};
 use crate::keyring::{Keyring, Person, Subject};
 use crate::store::schema::subjects;
-use crate::store::{Connection, Deadline, Store};
+use crate::store::{Connection, Store};
 use crate::values::{Json, UserId};
 
 /// How often a write is begun anew because its person was created or erased meanwhile.
@@ -27,8 +29,9 @@ const TRIES: usize = 4;
 /// The records of one deployment.
 #[derive(Debug)]
 pub struct Records {
-    store: Store,
-    keyring: Keyring,
+    store: Arc<Store>,
+    keyring: Arc<Keyring>,
+    log: Arc<Log>,
     limits: Limits,
 }
 
@@ -49,9 +52,14 @@ where
 }
 
 impl Records {
-    /// The records in this store, under these keys.
-    pub fn new(store: Store, keyring: Keyring, limits: Limits) -> Self {
-        Self { store, keyring, limits }
+    /// The records in this store, under these keys, each change with its entry in this log.
+    pub fn new(store: Arc<Store>, keyring: Arc<Keyring>, log: Arc<Log>, limits: Limits) -> Self {
+        Self { store, keyring, log, limits }
+    }
+
+    /// The log that changes are entered in.
+    pub fn log(&self) -> &Log {
+        &self.log
     }
 
     /// The store they are in.
@@ -65,22 +73,16 @@ impl Records {
     }
 
     /// Writes about a person, who is created where nobody has this user id yet.
-    async fn write<T, F>(
-        &self,
-        deadline: &Deadline,
-        name: &'static str,
-        user_id: &UserId,
-        body: F,
-    ) -> Result<T>
+    async fn write<T, F>(&self, by: &By, name: &'static str, user_id: &UserId, body: F) -> Result<T>
     where
         F: for<'c> Write<'c, T> + Send + Sync,
         T: Send,
     {
         for _ in 0..TRIES {
-            if let Some(output) = self.write_known(deadline, name, user_id, &body).await? {
+            if let Some(output) = self.write_known(by, name, user_id, &body).await? {
                 return Ok(output);
             }
-            self.keyring.create(&self.store, deadline, &[user_id]).await?;
+            self.keyring.create(&self.store, &by.deadline, &[user_id]).await?;
         }
         Err(Error::unavailable("the person is created and erased again and again"))
     }
@@ -88,7 +90,7 @@ impl Records {
     /// Writes about a person, or answers nothing where nobody has this user id.
     async fn write_known<T, F>(
         &self,
-        deadline: &Deadline,
+        by: &By,
         name: &'static str,
         user_id: &UserId,
         body: &F,
@@ -97,24 +99,61 @@ impl Records {
         F: for<'c> Write<'c, T> + Send + Sync,
         T: Send,
     {
-        self.store
-            .transact(deadline, name, async |tx| {
-                let Some(person) = Person::share(tx, user_id).await? else { return Ok(None) };
-                let subject = self.keyring.open(person)?;
-                body(tx, &subject).await.map(Some)
-            })
-            .await
+        self.entered(by, async || {
+            self.store
+                .transact(&by.deadline, name, async |tx| {
+                    let Some(person) = Person::share(tx, user_id).await? else { return Ok(None) };
+                    let subject = self.keyring.open(person)?;
+                    by.concerns(&subject.user_id);
+                    let output = body(tx, &subject).await?;
+                    Ok(Some((output, self.log.stage(tx, by, &subject).await?)))
+                })
+                .await
+        })
+        .await
+    }
+
+    /// Runs a change that stages its entry, and hands the entry over once it is committed. Begins anew where the actor has
+    /// first to be created.
+    async fn entered<T, F, R>(&self, by: &By, change: F) -> Result<Option<T>>
+    where
+        F: Fn() -> R,
+        R: Future<Output = Result<Option<(T, Staged)>>> + Send,
+    {
+        for _ in 0..TRIES {
+            match change().await {
+                Ok(None) => return Ok(None),
+                Ok(Some((output, staged))) => {
+                    self.log.hand_over(by, staged);
+                    return Ok(Some(output));
+                }
+                // Nothing was committed: a change without its entry cannot exist.
+                Err(Error::Internal(cause)) => match cause.downcast::<UnknownActor>() {
+                    Ok(actor) => self.keyring.create(&self.store, &by.deadline, &[&actor.0]).await?,
+                    Err(cause) => return Err(Error::Internal(cause)),
+                },
+                Err(error) => return Err(error),
+            }
+        }
+        Err(Error::unavailable("the actor is created and erased again and again"))
     }
 
     /// A person who is read about, unrestricted; nothing where nobody has this user id.
-    async fn reader(&self, connection: &mut Connection, user_id: &UserId) -> Result<Option<Subject>> {
+    async fn reader(
+        &self,
+        by: &By,
+        connection: &mut Connection,
+        user_id: &UserId,
+    ) -> Result<Option<Subject>> {
         let row = subjects::table.filter(subjects::user_id.eq(user_id.as_str())).select(Person::as_select());
         let Some(person) = row.first(connection).await.optional()? else { return Ok(None) };
-        self.unrestricted(person).map(Some)
+        self.unrestricted(by, person).map(Some)
     }
 
-    fn unrestricted(&self, person: Person) -> Result<Subject> {
+    /// Opens a person's key, and notes whom the call concerns.
+    fn unrestricted(&self, by: &By, person: Person) -> Result<Subject> {
         let subject = self.keyring.open(person)?;
+        by.concerns(&subject.user_id);
         subject.unrestricted()?;
         Ok(subject)
     }

@@ -10,11 +10,12 @@ use serde::{Deserialize, Serialize};
 
 use super::row::Row;
 use super::{Deleted, Records, expect_version};
+use crate::audit::{By, SUBJECT};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use crate::keyring::{Person, Subject};
+use crate::store::Connection;
 use crate::store::schema::{subjects, user_preferences};
-use crate::store::{Connection, Deadline};
 use crate::values::{Json, UserId};
 
 const TABLE: &str = "user_preferences";
@@ -79,10 +80,10 @@ impl Records {
     ///
     /// # Errors
     /// [`Error::NotFound`].
-    pub async fn preferences(&self, deadline: &Deadline, user_id: &UserId) -> Result<Preferences> {
+    pub async fn preferences(&self, by: &By, user_id: &UserId) -> Result<Preferences> {
         let found: Option<(Person, Stored)> = self
             .store
-            .single(deadline, "preferences.get", async |connection| {
+            .single(&by.deadline, "preferences.get", async |connection| {
                 let row = subjects::table
                     .inner_join(user_preferences::table)
                     .filter(subjects::user_id.eq(user_id.as_str()))
@@ -90,17 +91,19 @@ impl Records {
                 Ok(row.first(connection).await.optional()?)
             })
             .await?;
+        by.about("preferences", SUBJECT);
         let (person, stored) = found.ok_or(Error::NotFound { what: "preferences" })?;
-        stored.open(&self.unrestricted(person)?)
+        stored.open(&self.unrestricted(by, person)?)
     }
 
     /// Sets all of a person's preferences.
     ///
     /// # Errors
     /// [`Error::TooLarge`].
-    pub async fn set_preferences(&self, deadline: &Deadline, set: Set) -> Result<Preferences> {
+    pub async fn set_preferences(&self, by: &By, set: Set) -> Result<Preferences> {
         self.check_size("preferences", Some(&set.preferences))?;
-        self.write(deadline, "preferences.set", &set.user_id, async |tx, subject| {
+        self.write(by, "preferences.set", &set.user_id, async |tx, subject| {
+            by.about("preferences", SUBJECT);
             subject.unrestricted()?;
             let sealed = Row::new(subject, TABLE, subject.id).seal(COLUMN, set.preferences.as_str())?;
             let stored: Stored = diesel::insert_into(user_preferences::table)
@@ -126,18 +129,19 @@ impl Records {
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Conflict`] when the version is not the expected one, [`Error::TooLarge`].
-    pub async fn update_preferences(&self, deadline: &Deadline, update: Update) -> Result<Preferences> {
+    pub async fn update_preferences(&self, by: &By, update: Update) -> Result<Preferences> {
         let changed = self
             .write_known(
-                deadline,
+                by,
                 "preferences.update",
                 &update.user_id,
                 &async |tx: &mut Connection, subject: &Subject| {
+                    by.about("preferences", SUBJECT);
                     subject.unrestricted()?;
                     let row =
                         user_preferences::table.find(subject.id).select(Stored::as_select()).for_update();
-                    let Some(stored) = row.first(tx).await.optional()? else { return Ok(None) };
-                    let stored: Stored = stored;
+                    let stored: Option<Stored> = row.first(tx).await.optional()?;
+                    let stored = stored.ok_or(Error::NotFound { what: "preferences" })?;
                     expect_version(update.expected_version, stored.version)?;
                     let merged = Json::merge(Some(&stored.open(subject)?.preferences), &update.changes);
                     self.check_size("preferences", Some(&merged))?;
@@ -150,24 +154,25 @@ impl Records {
                         .returning(Stored::as_returning())
                         .get_result(tx)
                         .await?;
-                    stored.open(subject).map(Some)
+                    stored.open(subject)
                 },
             )
             .await?;
-        changed.flatten().ok_or(Error::NotFound { what: "preferences" })
+        changed.ok_or(Error::NotFound { what: "preferences" })
     }
 
     /// Deletes a person's preferences; the person stays.
     ///
     /// # Errors
     /// The store's.
-    pub async fn delete_preferences(&self, deadline: &Deadline, user_id: &UserId) -> Result<Deleted> {
+    pub async fn delete_preferences(&self, by: &By, user_id: &UserId) -> Result<Deleted> {
         let rows = self
             .write_known(
-                deadline,
+                by,
                 "preferences.delete",
                 user_id,
                 &async |tx: &mut Connection, subject: &Subject| {
+                    by.about("preferences", SUBJECT);
                     subject.unrestricted()?;
                     Ok(diesel::delete(user_preferences::table.find(subject.id)).execute(tx).await?)
                 },

@@ -10,11 +10,12 @@ use serde::{Deserialize, Serialize};
 
 use super::row::Row;
 use super::{Change, Deleted, Records, expect_version};
+use crate::audit::{By, SUBJECT};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use crate::keyring::{Person, Subject};
+use crate::store::Connection;
 use crate::store::schema::{subjects, user_profiles};
-use crate::store::{Connection, Deadline};
 use crate::values::{Json, ShortText, UserId};
 
 const TABLE: &str = "user_profiles";
@@ -135,9 +136,10 @@ impl Records {
     ///
     /// # Errors
     /// [`Error::Conflict`] when there is one.
-    pub async fn create_profile(&self, deadline: &Deadline, create: Create) -> Result<Profile> {
+    pub async fn create_profile(&self, by: &By, create: Create) -> Result<Profile> {
         self.check_size("metadata", create.metadata.as_ref())?;
-        self.write(deadline, "profile.create", &create.user_id, async |tx, subject| {
+        self.write(by, "profile.create", &create.user_id, async |tx, subject| {
+            by.about("profile", SUBJECT);
             subject.unrestricted()?;
             let row = Row::new(subject, TABLE, subject.id);
             let new = New {
@@ -167,10 +169,10 @@ impl Records {
     ///
     /// # Errors
     /// [`Error::NotFound`].
-    pub async fn profile(&self, deadline: &Deadline, user_id: &UserId) -> Result<Profile> {
+    pub async fn profile(&self, by: &By, user_id: &UserId) -> Result<Profile> {
         let found: Option<(Person, Stored)> = self
             .store
-            .single(deadline, "profile.get", async |connection| {
+            .single(&by.deadline, "profile.get", async |connection| {
                 let row = subjects::table
                     .inner_join(user_profiles::table)
                     .filter(subjects::user_id.eq(user_id.as_str()))
@@ -178,30 +180,32 @@ impl Records {
                 Ok(row.first(connection).await.optional()?)
             })
             .await?;
+        by.about("profile", SUBJECT);
         let (person, stored) = found.ok_or(Error::NotFound { what: "profile" })?;
-        stored.open(&self.unrestricted(person)?)
+        stored.open(&self.unrestricted(by, person)?)
     }
 
     /// Applies a merge patch to a person's profile.
     ///
     /// # Errors
     /// [`Error::NotFound`], or [`Error::Conflict`] when the version is not the expected one.
-    pub async fn update_profile(&self, deadline: &Deadline, update: Update) -> Result<Profile> {
+    pub async fn update_profile(&self, by: &By, update: Update) -> Result<Profile> {
         let changed = self
             .write_known(
-                deadline,
+                by,
                 "profile.update",
                 &update.user_id,
                 &async |tx: &mut Connection, subject: &Subject| {
+                    by.about("profile", SUBJECT);
                     subject.unrestricted()?;
-                    let Some(stored) = lock(tx, subject).await? else { return Ok(None) };
+                    let stored = lock(tx, subject).await?.ok_or(Error::NotFound { what: "profile" })?;
                     expect_version(update.expected_version, stored.version)?;
                     let profile = self.patch(stored.open(subject)?, update.changes.clone())?;
-                    save(tx, subject, &profile).await.map(Some)
+                    save(tx, subject, &profile).await
                 },
             )
             .await?;
-        changed.flatten().ok_or(Error::NotFound { what: "profile" })
+        changed.ok_or(Error::NotFound { what: "profile" })
     }
 
     fn patch(&self, mut profile: Profile, changes: Changes) -> Result<Profile> {
@@ -239,17 +243,13 @@ impl Records {
     ///
     /// # Errors
     /// The store's.
-    pub async fn delete_profile(&self, deadline: &Deadline, user_id: &UserId) -> Result<Deleted> {
+    pub async fn delete_profile(&self, by: &By, user_id: &UserId) -> Result<Deleted> {
         let rows = self
-            .write_known(
-                deadline,
-                "profile.delete",
-                user_id,
-                &async |tx: &mut Connection, subject: &Subject| {
-                    subject.unrestricted()?;
-                    Ok(diesel::delete(user_profiles::table.find(subject.id)).execute(tx).await?)
-                },
-            )
+            .write_known(by, "profile.delete", user_id, &async |tx: &mut Connection, subject: &Subject| {
+                by.about("profile", SUBJECT);
+                subject.unrestricted()?;
+                Ok(diesel::delete(user_profiles::table.find(subject.id)).execute(tx).await?)
+            })
             .await?;
         Ok(Deleted { deleted: rows.is_some_and(|rows| rows > 0) })
     }

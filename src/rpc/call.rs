@@ -1,8 +1,8 @@
 //! What every call passes through, whatever framing brought it: access, span, deadline, parameters, figures.
 
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -20,7 +20,9 @@ use super::methods::{Entry, Methods};
 use super::params::Context;
 use super::peer::Peer;
 use crate::app::App;
-use crate::config::Access;
+use crate::audit::By;
+use crate::audit::entry::Outcome;
+use crate::config::{Access, AuditAccess};
 use crate::error::{Error, Result};
 use crate::store::Deadline;
 use crate::telemetry;
@@ -55,8 +57,8 @@ pub struct Call {
     pub app: Arc<App>,
     /// All calls.
     pub calls: Arc<Calls>,
-    /// When it must have ended.
-    pub deadline: Deadline,
+    /// When it must have ended, and what its access entry is made of.
+    pub by: Arc<By>,
     /// Who calls.
     pub peer: Arc<Peer>,
     /// For whom and why, as the caller says.
@@ -183,24 +185,72 @@ impl Calls {
         }
         let deadline = Deadline::after(self.app.config.limits.call_timeout.duration(), self.cut.clone());
         let _counted = if entry.uncounted { None } else { Some(self.admit(&deadline).await?) };
-        if entry.personal {
+        if entry.stored {
             self.app.ready()?;
         }
+        let begun = OnceLock::new();
         let call = |context: Context| {
             granted.check_purpose(entry, &context)?;
-            let (app, calls) = (self.app.clone(), self.clone());
-            Ok(Call { app, calls, deadline: deadline.clone(), peer: peer.clone(), context })
+            let by = Arc::new(self.by(entry, peer, deadline.clone(), &context));
+            let _ = begun.set(by.clone());
+            Ok(Call { app: self.app.clone(), calls: self.clone(), by, peer: peer.clone(), context })
         };
         let result = match deadline.run_with_grace(GRACE, (entry.handler)(params, &call)).await {
-            Ok(result) => result?,
-            Err(_) if entry.writes => return Err(Error::UnknownOutcome),
-            Err(_) => return Err(Error::unavailable("no answer within the call's deadline")),
+            Ok(result) => result,
+            Err(_) if entry.writes => Err(Error::UnknownOutcome),
+            Err(_) => Err(Error::unavailable("no answer within the call's deadline")),
         };
+        if let Some(by) = begun.get() {
+            self.enter(entry, by, &result).await?;
+        }
+        let result = result?;
         let max = self.app.config.limits.max_answer_bytes.bytes();
         if u64::try_from(result.get().len()).unwrap_or(u64::MAX) > max && !entry.uncounted {
             return Err(Error::TooLarge { what: "the answer; ask for fewer items with limit".into(), max });
         }
         Ok(result)
+    }
+
+    fn by(&self, entry: &Entry, peer: &Arc<Peer>, deadline: Deadline, context: &Context) -> By {
+        // Each connection has a peer of its own, for as long as it lasts.
+        let mut by = By::new(deadline, Arc::as_ptr(peer).addr(), entry.name, peer.uid);
+        by.actor = context.user_id.clone();
+        by.purpose = context.purpose.clone();
+        by.request_id = context.request_id.clone();
+        by.ip_address = context.ip_address.clone();
+        by.user_agent = context.user_agent.clone();
+        by.stages = self.app.config.audit.access != AuditAccess::None;
+        by
+    }
+
+    /// Enters a call in the log, unless its entry is committed with its change. Nothing personal is answered before.
+    async fn enter(&self, entry: &Entry, by: &By, result: &Result<Box<RawValue>>) -> Result<()> {
+        let wanted = match self.app.config.audit.access {
+            AuditAccess::All => entry.entered,
+            AuditAccess::Writes => entry.entered && entry.writes,
+            AuditAccess::None => false,
+        };
+        let outcome = match result {
+            Ok(_) => Outcome::Success,
+            // Nothing happened, or it is not known what: the answer says so.
+            Err(
+                Error::Unavailable { .. }
+                | Error::Overloaded { .. }
+                | Error::UnknownOutcome
+                | Error::Internal(_),
+            ) => return Ok(()),
+            Err(_) => Outcome::Failure,
+        };
+        if !wanted || by.is_staged() {
+            return Ok(());
+        }
+        match self.app.records.log().note(by, outcome, &by.deadline).await {
+            // It is only a read, or a refusal: it can be asked again.
+            Err(Error::UnknownOutcome) => {
+                Err(Error::unavailable("the access could not be entered in the log in time"))
+            }
+            noted => noted,
+        }
     }
 
     /// A place among the calls in flight.

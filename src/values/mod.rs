@@ -3,8 +3,10 @@
 use std::borrow::Cow;
 
 mod json;
+mod page;
 
 pub use json::{Json, Object, object, plain};
+pub use page::{Limit, Page, decode, encode, fit, total};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, de};

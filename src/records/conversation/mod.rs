@@ -20,14 +20,17 @@ use serde::{Deserialize, Serialize};
 use self::message::Message;
 use super::row::Row;
 use super::{Change, Deleted, Records, expect_version};
+use crate::audit::By;
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use crate::keyring::{Person, Subject};
+use crate::store::Connection;
 use crate::store::schema::{conversation_messages, conversations};
-use crate::store::{Connection, Deadline};
 use crate::values::{Json, RecordId, ShortText, UserId};
 
 const TABLE: &str = "conversations";
+/// What the log calls it.
+const KIND: &str = "conversation";
 
 /// How many messages one INSERT carries: with five values each, well below PostgreSQL's 65,535 parameters.
 const INSERT_ROWS: usize = 1000;
@@ -182,11 +185,12 @@ impl Records {
     ///
     /// # Errors
     /// [`Error::Conflict`] when the id stands for another conversation.
-    pub async fn create_conversation(&self, deadline: &Deadline, create: Create) -> Result<Conversation> {
+    pub async fn create_conversation(&self, by: &By, create: Create) -> Result<Conversation> {
         self.check_size("metadata", create.metadata.as_ref())?;
         self.check_messages(&create.messages)?;
         let id = create.id.clone().unwrap_or_else(RecordId::generate);
-        self.write(deadline, "conversation.create", &create.user_id, async |tx, subject| {
+        self.write(by, "conversation.create", &create.user_id, async |tx, subject| {
+            by.about(KIND, id.as_str());
             subject.unrestricted()?;
             let now = now(tx).await?;
             let messages = number(tx, subject, (id.as_str(), 0), &create.messages, now).await?;
@@ -223,13 +227,13 @@ impl Records {
     ///
     /// # Errors
     /// [`Error::NotFound`], or [`Error::Conflict`] when a message's id stands for another message.
-    pub async fn append_messages(&self, deadline: &Deadline, append: Append) -> Result<Appended> {
+    pub async fn append_messages(&self, by: &By, append: Append) -> Result<Appended> {
         self.check_messages(&append.messages)?;
         if append.messages.is_empty() {
             return Err(Error::invalid("messages", "must not be empty"));
         }
         self.change(
-            deadline,
+            by,
             "conversation.append",
             &append.id,
             async |tx: &mut Connection, subject: &Subject, stored: Stored| {
@@ -263,12 +267,12 @@ impl Records {
     ///
     /// # Errors
     /// [`Error::NotFound`], or [`Error::Conflict`] when the version is not the expected one.
-    pub async fn update_conversation(&self, deadline: &Deadline, update: Update) -> Result<Conversation> {
+    pub async fn update_conversation(&self, by: &By, update: Update) -> Result<Conversation> {
         if let Change::Set(messages) = &update.changes.messages {
             self.check_messages(messages)?;
         }
         self.change(
-            deadline,
+            by,
             "conversation.update",
             &update.id,
             async |tx: &mut Connection, subject: &Subject, stored: Stored| {
@@ -317,10 +321,10 @@ impl Records {
     ///
     /// # Errors
     /// The store's.
-    pub async fn delete_conversation(&self, deadline: &Deadline, id: &RecordId) -> Result<Deleted> {
+    pub async fn delete_conversation(&self, by: &By, id: &RecordId) -> Result<Deleted> {
         let deleted = self
             .change(
-                deadline,
+                by,
                 "conversation.delete",
                 id,
                 async |tx: &mut Connection, _: &Subject, stored: Stored| {
@@ -336,25 +340,32 @@ impl Records {
     }
 
     /// Changes a conversation in one transaction that takes the person's row first, then the conversation's.
-    async fn change<T, F>(&self, deadline: &Deadline, name: &'static str, id: &RecordId, body: F) -> Result<T>
+    async fn change<T, F>(&self, by: &By, name: &'static str, id: &RecordId, body: F) -> Result<T>
     where
         F: for<'c> ChangeBody<'c, T> + Send + Sync,
         T: Send,
     {
         let missing = || Error::NotFound { what: "conversation" };
-        self.store
-            .transact(deadline, name, async |tx| {
-                let row = conversations::table.find(id.as_str());
-                let subject_id: Option<i64> =
-                    row.select(conversations::subject_id).first(tx).await.optional()?;
-                let person = Person::share_by_id(tx, subject_id.ok_or_else(missing)?).await?;
-                let subject = self.unrestricted(person.ok_or_else(missing)?)?;
-                let row = row.filter(conversations::subject_id.eq(subject.id));
-                let stored: Option<Stored> =
-                    row.select(Stored::as_select()).for_update().first(tx).await.optional()?;
-                body(tx, &subject, stored.ok_or_else(missing)?).await
+        let changed = self
+            .entered(by, async || {
+                self.store
+                    .transact(&by.deadline, name, async |tx| {
+                        let row = conversations::table.find(id.as_str());
+                        let subject_id: Option<i64> =
+                            row.select(conversations::subject_id).first(tx).await.optional()?;
+                        let person = Person::share_by_id(tx, subject_id.ok_or_else(missing)?).await?;
+                        by.about(KIND, id.as_str());
+                        let subject = self.unrestricted(by, person.ok_or_else(missing)?)?;
+                        let row = row.filter(conversations::subject_id.eq(subject.id));
+                        let stored: Option<Stored> =
+                            row.select(Stored::as_select()).for_update().first(tx).await.optional()?;
+                        let output = body(tx, &subject, stored.ok_or_else(missing)?).await?;
+                        Ok(Some((output, self.log.stage(tx, by, &subject).await?)))
+                    })
+                    .await
             })
-            .await
+            .await?;
+        changed.ok_or_else(missing)
     }
 
     fn check_messages(&self, messages: &[Message]) -> Result<()> {

@@ -11,13 +11,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Conversation, Stored, message};
+use crate::audit::By;
 use crate::error::{Error, Result};
 use crate::keyring::{Person, Subject};
 use crate::records::Records;
-use crate::records::page::{self, Limit, Page};
+use crate::store::Connection;
 use crate::store::schema::{conversation_messages, conversations, subjects};
-use crate::store::{Connection, Deadline};
 use crate::values::{Json, RecordId, UserId};
+use crate::values::{Limit, Page, decode, encode, fit, total};
 
 /// Parameters of `conversation.messages`.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -62,12 +63,12 @@ impl Records {
     ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::TooLarge`] when the messages do not fit into one answer.
-    pub async fn conversation(&self, deadline: &Deadline, id: &RecordId) -> Result<WithMessages> {
+    pub async fn conversation(&self, by: &By, id: &RecordId) -> Result<WithMessages> {
         let max = self.answer_bytes();
         let (subject, stored, messages) = self
             .store
-            .snapshot(deadline, "conversation.get", async |connection| {
-                let (subject, stored) = self.find(connection, id).await?;
+            .snapshot(&by.deadline, "conversation.get", async |connection| {
+                let (subject, stored) = self.find(by, connection, id).await?;
                 let rows = conversation_messages::table
                     .filter(conversation_messages::conversation_id.eq(id.as_str()));
                 let bytes: i64 = rows
@@ -96,12 +97,12 @@ impl Records {
     ///
     /// # Errors
     /// [`Error::NotFound`], or [`Error::Invalid`] for a cursor that is none.
-    pub async fn messages(&self, deadline: &Deadline, page: &Messages) -> Result<Page<Json>> {
-        let from: i64 = page::decode(page.cursor.as_deref())?.unwrap_or(0);
+    pub async fn messages(&self, by: &By, page: &Messages) -> Result<Page<Json>> {
+        let from: i64 = decode(page.cursor.as_deref())?.unwrap_or(0);
         let (subject, more, messages) = self
             .store
-            .snapshot(deadline, "conversation.messages", async |connection| {
-                let (subject, _) = self.find(connection, &page.id).await?;
+            .snapshot(&by.deadline, "conversation.messages", async |connection| {
+                let (subject, _) = self.find(by, connection, &page.id).await?;
                 let rows = conversation_messages::table
                     .filter(conversation_messages::conversation_id.eq(page.id.as_str()))
                     .filter(conversation_messages::position.ge(from))
@@ -111,7 +112,7 @@ impl Records {
                     .limit(page.limit.and_one())
                     .load(connection)
                     .await?;
-                let taken = page::fit(&sizes, page.limit, self.answer_bytes());
+                let taken = fit(&sizes, page.limit, self.answer_bytes());
                 let limit = i64::try_from(taken).map_err(Error::internal)?;
                 let messages: Vec<message::Stored> =
                     rows.select(message::Stored::as_select()).limit(limit).load(connection).await?;
@@ -120,19 +121,21 @@ impl Records {
             .await?;
         let next = messages.last().filter(|_| more).map(|last| last.position.saturating_add(1));
         let items = messages.iter().map(|message| message.shown(&subject)).collect::<Result<_>>()?;
-        Ok(Page { items, next_cursor: next.map(|next| page::encode(&next)).transpose()? })
+        Ok(Page { items, next_cursor: next.map(|next| encode(&next)).transpose()? })
     }
 
     /// A page of a person's conversations, the latest message first.
     ///
     /// # Errors
     /// [`Error::Invalid`] for a cursor that is none.
-    pub async fn conversations(&self, deadline: &Deadline, list: &List) -> Result<Page<Conversation>> {
-        let after: Option<(DateTime<Utc>, String)> = page::decode(list.cursor.as_deref())?;
+    pub async fn conversations(&self, by: &By, list: &List) -> Result<Page<Conversation>> {
+        let after: Option<(DateTime<Utc>, String)> = decode(list.cursor.as_deref())?;
         let found = self
             .store
-            .snapshot(deadline, "conversation.list", async |connection| {
-                let Some(subject) = self.reader(connection, &list.user_id).await? else { return Ok(None) };
+            .snapshot(&by.deadline, "conversation.list", async |connection| {
+                let Some(subject) = self.reader(by, connection, &list.user_id).await? else {
+                    return Ok(None);
+                };
                 let (more, stored) =
                     self.conversation_page(connection, &subject, list, after.as_ref()).await?;
                 Ok(Some((subject, more, stored)))
@@ -140,7 +143,7 @@ impl Records {
             .await?;
         let Some((subject, more, stored)) = found else { return Ok(Page::empty()) };
         let last = stored.last().filter(|_| more).map(|last| (last.active_at, last.id.clone()));
-        let next_cursor = last.map(|key| page::encode(&key)).transpose()?;
+        let next_cursor = last.map(|key| encode(&key)).transpose()?;
         let items = stored.into_iter().map(|stored| stored.open(&subject)).collect::<Result<_>>()?;
         Ok(Page { items, next_cursor })
     }
@@ -171,20 +174,26 @@ impl Records {
         };
         let size = sql::<Int8>("coalesce(octet_length(metadata_sealed), 0)::bigint");
         let sizes: Vec<i64> = rows().select(size).limit(list.limit.and_one()).load(connection).await?;
-        let taken = page::fit(&sizes, list.limit, self.answer_bytes());
+        let taken = fit(&sizes, list.limit, self.answer_bytes());
         let limit = i64::try_from(taken).map_err(Error::internal)?;
         let stored = rows().select(Stored::as_select()).limit(limit).load(connection).await?;
         Ok((sizes.len() > taken, stored))
     }
 
     /// A conversation and whose it is, in one statement.
-    pub(super) async fn find(&self, connection: &mut Connection, id: &RecordId) -> Result<(Subject, Stored)> {
+    pub(super) async fn find(
+        &self,
+        by: &By,
+        connection: &mut Connection,
+        id: &RecordId,
+    ) -> Result<(Subject, Stored)> {
         let row = conversations::table
             .inner_join(subjects::table)
             .filter(conversations::id.eq(id.as_str()))
             .select((Person::as_select(), Stored::as_select()));
         let found: Option<(Person, Stored)> = row.first(connection).await.optional()?;
+        by.about(super::KIND, id.as_str());
         let (person, stored) = found.ok_or(Error::NotFound { what: "conversation" })?;
-        Ok((self.unrestricted(person)?, stored))
+        Ok((self.unrestricted(by, person)?, stored))
     }
 }

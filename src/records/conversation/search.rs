@@ -7,12 +7,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::message;
+use crate::audit::By;
 use crate::error::{Error, Result};
 use crate::keyring::Subject;
 use crate::records::Records;
-use crate::records::page::Limit;
+use crate::store::Connection;
 use crate::store::schema::{conversation_messages, conversations};
-use crate::store::{Connection, Deadline};
+use crate::values::Limit;
 use crate::values::{Json, ShortText, UserId};
 
 /// How many messages are opened between two looks at the clock.
@@ -57,15 +58,15 @@ impl Records {
     ///
     /// # Errors
     /// [`Error::TooLarge`] when what is found does not fit into one answer.
-    pub async fn search(&self, deadline: &Deadline, search: &Search) -> Result<Found> {
+    pub async fn search(&self, by: &By, search: &Search) -> Result<Found> {
         let words: Vec<String> =
             search.query.as_str().split_whitespace().map(caseless::default_case_fold_str).collect();
         if words.is_empty() {
             return Err(Error::invalid("query", "must hold a word"));
         }
         self.store
-            .snapshot(deadline, "conversation.search", async |connection| {
-                let Some(subject) = self.reader(connection, &search.user_id).await? else {
+            .snapshot(&by.deadline, "conversation.search", async |connection| {
+                let Some(subject) = self.reader(by, connection, &search.user_id).await? else {
                     return Ok(Found { items: Vec::new() });
                 };
                 self.hits(connection, &subject, &words, search.limit).await

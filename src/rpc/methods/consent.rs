@@ -20,7 +20,7 @@ pub(super) fn add(methods: &mut Methods) {
                 consent!(),
             ),
         ),
-        |call, record: Record| async move { call.app.records.record_consent(&call.deadline, record).await },
+        |call, record: Record| async move { call.app.records.record_consent(&call.by, record).await },
     );
     methods.add(
         About::read(
@@ -31,7 +31,7 @@ pub(super) fn add(methods: &mut Methods) {
                 concat!(r#"{"granted":true,"consent":"#, consent!(), "}"),
             ),
         ),
-        |call, check: Check| async move { call.app.records.check_consent(&call.deadline, &check).await },
+        |call, check: Check| async move { call.app.records.check_consent(&call.by, &check).await },
     );
     methods.add(
         About::read(
@@ -39,9 +39,7 @@ pub(super) fn add(methods: &mut Methods) {
             "The latest record of each type.",
             (r#"{"user_id":"user:alice"}"#, concat!(r#"{"items":["#, consent!(), "]}")),
         ),
-        |call, whose: Whose| async move {
-            call.app.records.current_consents(&call.deadline, &whose.user_id).await
-        },
+        |call, whose: Whose| async move { call.app.records.current_consents(&call.by, &whose.user_id).await },
     );
     methods.add(
         About::read(
@@ -52,6 +50,6 @@ pub(super) fn add(methods: &mut Methods) {
                 concat!(r#"{"items":["#, consent!(), r#"],"next_cursor":null}"#),
             ),
         ),
-        |call, history: History| async move { call.app.records.consent_history(&call.deadline, &history).await },
+        |call, history: History| async move { call.app.records.consent_history(&call.by, &history).await },
     );
 }

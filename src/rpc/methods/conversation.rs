@@ -33,7 +33,7 @@ pub(super) fn add(methods: &mut Methods) {
             "A conversation with all of its messages; too_large past the limit, then use conversation.messages.",
             (WHICH, concat!("{", members!("Evening", 2, 2), r#","messages":"#, messages!(), "}")),
         ),
-        |call, which: Which| async move { call.app.records.conversation(&call.deadline, &which.id).await },
+        |call, which: Which| async move { call.app.records.conversation(&call.by, &which.id).await },
     );
     methods.add(
         About::read(
@@ -44,7 +44,7 @@ pub(super) fn add(methods: &mut Methods) {
                 concat!(r#"{"items":"#, messages!(), r#","next_cursor":null}"#),
             ),
         ),
-        |call, page: Messages| async move { call.app.records.messages(&call.deadline, &page).await },
+        |call, page: Messages| async move { call.app.records.messages(&call.by, &page).await },
     );
     methods.add(
         About::read(
@@ -55,7 +55,7 @@ pub(super) fn add(methods: &mut Methods) {
                 concat!(r#"{"items":[{"#, members!("Evening", 2, 2), r#"}],"next_cursor":null}"#),
             ),
         ),
-        |call, list: List| async move { call.app.records.conversations(&call.deadline, &list).await },
+        |call, list: List| async move { call.app.records.conversations(&call.by, &list).await },
     );
     methods.add(
         About::read(
@@ -66,7 +66,7 @@ pub(super) fn add(methods: &mut Methods) {
                 r#"{"items":[{"conversation_id":"chat-1","position":1,"message":{"id":"m-2","role":"assistant","content":"Good evening","position":1,"created_at":"2026-11-20T19:55:01.000000Z"}}]}"#,
             ),
         ),
-        |call, search: Search| async move { call.app.records.search(&call.deadline, &search).await },
+        |call, search: Search| async move { call.app.records.search(&call.by, &search).await },
     );
 }
 
@@ -80,7 +80,7 @@ fn add_writes(methods: &mut Methods) {
                 concat!("{", members!("Evening", 1, 1), "}"),
             ),
         ),
-        |call, create: Create| async move { call.app.records.create_conversation(&call.deadline, create).await },
+        |call, create: Create| async move { call.app.records.create_conversation(&call.by, create).await },
     );
     methods.add(
         About::write(
@@ -91,7 +91,7 @@ fn add_writes(methods: &mut Methods) {
                 r#"{"id":"chat-1","message_count":2,"last_message_at":"2026-11-20T19:55:01.000000Z"}"#,
             ),
         ),
-        |call, append: Append| async move { call.app.records.append_messages(&call.deadline, append).await },
+        |call, append: Append| async move { call.app.records.append_messages(&call.by, append).await },
     );
     methods.add(
         About::write(
@@ -102,7 +102,7 @@ fn add_writes(methods: &mut Methods) {
                 concat!("{", members!("Night", 2, 3), "}"),
             ),
         ),
-        |call, update: Update| async move { call.app.records.update_conversation(&call.deadline, update).await },
+        |call, update: Update| async move { call.app.records.update_conversation(&call.by, update).await },
     );
     methods.add(
         About::write(
@@ -110,6 +110,6 @@ fn add_writes(methods: &mut Methods) {
             "Deletes a conversation with its messages.",
             (WHICH, r#"{"deleted":true}"#),
         ),
-        |call, which: Which| async move { call.app.records.delete_conversation(&call.deadline, &which.id).await },
+        |call, which: Which| async move { call.app.records.delete_conversation(&call.by, &which.id).await },
     );
 }

@@ -1,5 +1,6 @@
 //! The table of methods: one entry has all that is true of a method, for the call path and for `rpc.discover`.
 
+mod audit;
 mod consent;
 mod conversation;
 mod preferences;
@@ -40,6 +41,10 @@ pub struct About {
     pub example: (&'static str, &'static str),
     /// Whether it reads or changes personal data.
     pub personal: bool,
+    /// Whether it needs PostgreSQL.
+    pub stored: bool,
+    /// Whether it is entered in the audit log by itself.
+    pub entered: bool,
     /// Whether it changes something.
     pub writes: bool,
     /// Whether it is answered however busy the daemon is.
@@ -49,12 +54,57 @@ pub struct About {
 impl About {
     /// Of a method that reads personal data.
     const fn read(name: &'static str, summary: &'static str, example: (&'static str, &'static str)) -> Self {
-        Self { name, summary, errors: READ, example, personal: true, writes: false, uncounted: false }
+        Self {
+            name,
+            summary,
+            errors: READ,
+            example,
+            personal: true,
+            stored: true,
+            entered: true,
+            writes: false,
+            uncounted: false,
+        }
     }
 
     /// Of a method that changes personal data.
     const fn write(name: &'static str, summary: &'static str, example: (&'static str, &'static str)) -> Self {
-        Self { name, summary, errors: WRITE, example, personal: true, writes: true, uncounted: false }
+        Self {
+            name,
+            summary,
+            errors: WRITE,
+            example,
+            personal: true,
+            stored: true,
+            entered: true,
+            writes: true,
+            uncounted: false,
+        }
+    }
+
+    /// Of a method of the log.
+    const fn log(name: &'static str, summary: &'static str, example: (&'static str, &'static str)) -> Self {
+        Self {
+            name,
+            summary,
+            errors: WRITE,
+            example,
+            personal: false,
+            stored: true,
+            entered: false,
+            writes: false,
+            uncounted: false,
+        }
+    }
+
+    /// Of a method of the log that is entered in the log itself.
+    const fn entered(
+        name: &'static str,
+        summary: &'static str,
+        example: (&'static str, &'static str),
+    ) -> Self {
+        let about = Self::log(name, summary, example);
+        Self { errors: READ, entered: true, ..about }
     }
 
     /// Of a method about the daemon itself.
@@ -65,6 +115,8 @@ impl About {
             errors: &[error::FORBIDDEN],
             example,
             personal: false,
+            stored: false,
+            entered: false,
             writes: false,
             uncounted: true,
         }
@@ -98,6 +150,10 @@ pub struct Entry {
     pub name: &'static str,
     /// See [`About::personal`].
     pub personal: bool,
+    /// See [`About::stored`].
+    pub stored: bool,
+    /// See [`About::entered`].
+    pub entered: bool,
     /// See [`About::writes`].
     pub writes: bool,
     /// See [`About::uncounted`].
@@ -131,6 +187,7 @@ impl Methods {
         preferences::add(&mut methods);
         consent::add(&mut methods);
         conversation::add(&mut methods);
+        audit::add(&mut methods);
         rpc::add(&mut methods);
         system::add(&mut methods);
         methods
@@ -158,6 +215,8 @@ impl Methods {
         self.entries.push(Entry {
             name: about.name,
             personal: about.personal,
+            stored: about.stored,
+            entered: about.entered,
             writes: about.writes,
             uncounted: about.uncounted,
             handler,

@@ -14,11 +14,15 @@ pub(super) fn add(methods: &mut Methods) {
             "Sets all of a person's preferences.",
             (r#"{"user_id":"user:alice","preferences":{"theme":"dark","language":"en"}}"#, PREFERENCES),
         ),
-        |call, set: Set| async move { call.app.records.set_preferences(&call.deadline, set).await },
+        |call, set: Set| async move { call.app.records.set_preferences(&call.by, set).await },
     );
     methods.add(
-        About::read("preferences.get", "Reads a person's preferences.", (r#"{"user_id":"user:alice"}"#, PREFERENCES)),
-        |call, whose: Whose| async move { call.app.records.preferences(&call.deadline, &whose.user_id).await },
+        About::read(
+            "preferences.get",
+            "Reads a person's preferences.",
+            (r#"{"user_id":"user:alice"}"#, PREFERENCES),
+        ),
+        |call, whose: Whose| async move { call.app.records.preferences(&call.by, &whose.user_id).await },
     );
     methods.add(
         About::write(
@@ -26,7 +30,7 @@ pub(super) fn add(methods: &mut Methods) {
             "Applies a JSON Merge Patch (RFC 7396) to a person's preferences.",
             (r#"{"user_id":"user:alice","changes":{"theme":"light","language":null},"expected_version":1}"#, UPDATED),
         ),
-        |call, update: Update| async move { call.app.records.update_preferences(&call.deadline, update).await },
+        |call, update: Update| async move { call.app.records.update_preferences(&call.by, update).await },
     );
     methods.add(
         About::write(
@@ -35,7 +39,7 @@ pub(super) fn add(methods: &mut Methods) {
             (r#"{"user_id":"user:alice"}"#, r#"{"deleted":true}"#),
         ),
         |call, whose: Whose| async move {
-            call.app.records.delete_preferences(&call.deadline, &whose.user_id).await
+            call.app.records.delete_preferences(&call.by, &whose.user_id).await
         },
     );
 }

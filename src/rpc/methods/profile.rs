@@ -16,11 +16,11 @@ pub(super) fn add(methods: &mut Methods) {
                 PROFILE,
             ),
         ),
-        |call, create: Create| async move { call.app.records.create_profile(&call.deadline, create).await },
+        |call, create: Create| async move { call.app.records.create_profile(&call.by, create).await },
     );
     methods.add(
         About::read("profile.get", "Reads a person's profile.", (r#"{"user_id":"user:alice"}"#, PROFILE)),
-        |call, whose: Whose| async move { call.app.records.profile(&call.deadline, &whose.user_id).await },
+        |call, whose: Whose| async move { call.app.records.profile(&call.by, &whose.user_id).await },
     );
     methods.add(
         About::write(
@@ -31,7 +31,7 @@ pub(super) fn add(methods: &mut Methods) {
                 UPDATED,
             ),
         ),
-        |call, update: Update| async move { call.app.records.update_profile(&call.deadline, update).await },
+        |call, update: Update| async move { call.app.records.update_profile(&call.by, update).await },
     );
     methods.add(
         About::write(
@@ -39,6 +39,6 @@ pub(super) fn add(methods: &mut Methods) {
             "Deletes a person's profile alone; the person and other records stay.",
             (r#"{"user_id":"user:alice"}"#, r#"{"deleted":true}"#),
         ),
-        |call, whose: Whose| async move { call.app.records.delete_profile(&call.deadline, &whose.user_id).await },
+        |call, whose: Whose| async move { call.app.records.delete_profile(&call.by, &whose.user_id).await },
     );
 }

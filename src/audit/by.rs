@@ -1,0 +1,124 @@
+//! Who calls, what for, and what has become known of it: what the access entry of a call is made of.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::draft::Draft;
+use super::entry::{Append, Labels, Outcome};
+use crate::error::Result;
+use crate::store::Deadline;
+use crate::values::{ResourceId, ShortText, Term, UserId};
+
+/// One call, as the records and the log see it.
+#[derive(Debug)]
+pub struct By {
+    /// When it must have ended.
+    pub deadline: Deadline,
+    /// Which connection it came on: entries of one keep their order.
+    pub connection: usize,
+    /// The method.
+    pub method: &'static str,
+    /// The peer's user id, as the kernel says.
+    pub uid: u32,
+    /// For whom the application acts, as it says.
+    pub actor: Option<UserId>,
+    /// Why, as a code.
+    pub purpose: Option<Term>,
+    /// The application's own id of the request.
+    pub request_id: Option<Term>,
+    /// The address that the person's request came from.
+    pub ip_address: Option<ShortText>,
+    /// The program that the person uses.
+    pub user_agent: Option<ShortText>,
+    /// Whether a change stages its entry.
+    pub stages: bool,
+    noted: Mutex<Noted>,
+}
+
+/// What became known while the call ran.
+#[derive(Clone, Debug, Default)]
+struct Noted {
+    subject: Option<UserId>,
+    resource: Option<(&'static str, String)>,
+    digest: Option<String>,
+    staged: bool,
+}
+
+impl By {
+    /// A call of which nothing is known yet.
+    pub fn new(deadline: Deadline, connection: usize, method: &'static str, uid: u32) -> Self {
+        Self {
+            deadline,
+            connection,
+            method,
+            uid,
+            actor: None,
+            purpose: None,
+            request_id: None,
+            ip_address: None,
+            user_agent: None,
+            stages: true,
+            noted: Mutex::default(),
+        }
+    }
+
+    fn noted(&self) -> MutexGuard<'_, Noted> {
+        self.noted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes whose data it is about: a person who exists.
+    pub fn concerns(&self, subject: &str) {
+        self.noted().subject = UserId::parse(subject).ok();
+    }
+
+    /// Notes which record it is about.
+    pub fn about(&self, kind: &'static str, id: impl Into<String>) {
+        self.noted().resource = Some((kind, id.into()));
+    }
+
+    /// Notes the SHA-256 of the row that was stored.
+    pub fn stored(&self, sha256: String) {
+        self.noted().digest = Some(sha256);
+    }
+
+    /// Notes that its entry is committed with its change.
+    pub fn note_staged(&self) {
+        self.noted().staged = true;
+    }
+
+    /// Whether its entry is committed with its change.
+    pub fn is_staged(&self) -> bool {
+        self.noted().staged
+    }
+
+    /// The access entry.
+    ///
+    /// # Errors
+    /// Something that the caller says of itself identifies a person where it must not.
+    pub fn draft(&self, outcome: Outcome) -> Result<Draft> {
+        let noted = self.noted().clone();
+        let mut own =
+            vec![("sidekeep.uid", self.uid.to_string()), ("sidekeep.method", self.method.to_owned())];
+        own.extend(self.purpose.as_ref().map(|purpose| ("purpose", purpose.as_str().to_owned())));
+        own.extend(self.request_id.as_ref().map(|id| ("request_id", id.as_str().to_owned())));
+        own.extend(noted.digest.map(|digest| ("sidekeep.row_sha256", digest)));
+        let (kind, id) = noted.resource.unzip();
+        let given = Append {
+            action: Term::parse(self.method).map_err(crate::error::Error::internal)?,
+            user_id: self.actor.clone(),
+            subject_user_id: noted.subject,
+            resource_type: kind.and_then(|kind| Term::parse(kind).ok()),
+            resource_id: id.and_then(|id| ResourceId::parse(id).ok()),
+            outcome: Some(outcome),
+            occurred_at: None,
+            ip_address: self.ip_address.clone(),
+            user_agent: self.user_agent.clone(),
+            labels: None,
+            metadata: None,
+            id: None,
+        };
+        let mut draft = Draft::new(given, Some(Labels::own(own)))?;
+        // Only a call that succeeded makes a person of its actor.
+        draft.creates = outcome == Outcome::Success;
+        Ok(draft)
+    }
+}

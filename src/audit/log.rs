@@ -1,0 +1,148 @@
+//! The log as the rest of sidekeep sees it: append to it, stage into it, read it, prove it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use super::by::By;
+use super::draft::{Draft, Known};
+use super::entry::{Append, Outcome};
+use super::queue::{Queue, Receipt};
+use super::stream::Sealed;
+use super::writer::Writer;
+use super::{months, staged};
+use crate::config::Audit;
+use crate::error::{Error, Result};
+use crate::keyring::{Keyring, Person, Subject};
+use crate::store::{Connection, Deadline, Store};
+use crate::values::UserId;
+
+/// The log of one deployment.
+#[derive(Debug)]
+pub struct Log {
+    pub(super) store: Arc<Store>,
+    pub(super) keyring: Arc<Keyring>,
+    queue: Queue,
+}
+
+/// What was staged, if anything is to be.
+pub type Staged = Option<Box<Sealed>>;
+
+/// The actor of a call does not exist yet: roll back, create the person, and begin anew.
+#[derive(Debug, thiserror::Error)]
+#[error("the actor does not exist yet")]
+pub struct UnknownActor(pub UserId);
+
+impl Log {
+    /// Starts the writers; they end with `end`, after what is left in the queue.
+    pub fn start(store: Arc<Store>, keyring: Arc<Keyring>, audit: &Audit, end: &CancellationToken) -> Self {
+        let (queue, receivers) = Queue::new(audit.streams, audit.max_wait.duration());
+        for requests in receivers {
+            let idempotency = audit.idempotency.duration();
+            let writer = Writer::new(store.clone(), keyring.clone(), requests, idempotency, end.clone());
+            store.tracker().spawn(writer.run());
+        }
+        Self { store, keyring, queue }
+    }
+
+    /// How many requests wait.
+    pub fn waiting(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Makes the months ahead of need. Answers how many were made.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn make_months(&self, deadline: &Deadline) -> Result<i64> {
+        months::create(&self.store, deadline).await
+    }
+
+    /// Appends what an application gives, all or none.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], [`Error::Conflict`], and those of [`Queue::append`].
+    pub async fn append(&self, by: &By, given: Vec<Append>) -> Result<Vec<Receipt>> {
+        let many = given.len() > 1;
+        let mut drafts: Vec<Draft> = Vec::with_capacity(given.len());
+        for (index, given) in given.into_iter().enumerate() {
+            let draft =
+                Draft::new(given, None).map_err(|error| if many { in_entry(index, error) } else { error })?;
+            if drafts.iter().any(|other| other.given_id && other.entry.id == draft.entry.id) {
+                return Err(Error::invalid(
+                    format!("entries[{index}].id"),
+                    "is that of another entry of this call",
+                ));
+            }
+            drafts.push(draft);
+        }
+        self.queue.append(by.connection, drafts, &by.deadline).await
+    }
+
+    /// Appends the access entry of a call that staged none, and waits for the commit.
+    ///
+    /// # Errors
+    /// As [`Log::append`]; the call must not be answered then.
+    pub async fn note(&self, by: &By, outcome: Outcome, deadline: &Deadline) -> Result<()> {
+        self.queue.append(by.connection, vec![by.draft(outcome)?], deadline).await.map(drop)
+    }
+
+    /// Stages the access entry of a call in the transaction of its change.
+    ///
+    /// # Errors
+    /// The database's; [`UnknownActor`] within an internal error.
+    pub async fn stage(&self, tx: &mut Connection, by: &By, subject: &Subject) -> Result<Staged> {
+        if !by.stages {
+            return Ok(None);
+        }
+        by.concerns(&subject.user_id);
+        let draft = by.draft(Outcome::Success)?;
+        let mut known = HashMap::new();
+        known.insert(
+            subject.user_id.clone(),
+            Known { subject: Arc::new(subject.clone()), wrapped_key: Vec::new() },
+        );
+        if let Some(actor) = by.actor.as_ref().filter(|actor| actor.as_str() != subject.user_id) {
+            let found = Person::find(tx, &[actor.as_str()]).await?;
+            let Some(person) = found.into_iter().next() else {
+                return Err(Error::internal(UnknownActor(actor.clone())));
+            };
+            let actor_known =
+                Known { subject: Arc::new(self.keyring.open(person)?), wrapped_key: Vec::new() };
+            known.insert(actor.as_str().to_owned(), actor_known);
+        }
+        let own = self.keyring.own()?;
+        let sealed = staged::stage(tx, own, self.keyring.deployment(), draft.seal(&known, own)?).await?;
+        Ok(Some(Box::new(sealed)))
+    }
+
+    /// Hands over what was staged, after the commit.
+    pub fn hand_over(&self, by: &By, staged: Staged) {
+        if let Some(sealed) = staged {
+            by.note_staged();
+            self.queue.staged(by.connection, *sealed);
+        }
+    }
+
+    /// Waits until everything that was staged before now is in the log.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when the deadline comes first.
+    pub async fn drained(&self, deadline: &Deadline) -> Result<()> {
+        staged::drained(&self.store, deadline).await
+    }
+}
+
+/// At most so many entries in one call.
+pub const APPEND_MANY: usize = 1000;
+
+/// Names the entry that is wrong in a call with many.
+pub fn in_entry(index: usize, error: Error) -> Error {
+    match error {
+        Error::Invalid { field, message } => {
+            Error::Invalid { field: format!("entries[{index}].{field}"), message }
+        }
+        other => other,
+    }
+}

@@ -1,0 +1,425 @@
+//! Reading the log: one entry, pages by filter, and what comes next. Each first waits for what was staged before the call.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use diesel::dsl::sql;
+use diesel::pg::Pg;
+use diesel::prelude::{
+    BoolExpressionMethods, ExpressionMethods, OptionalExtension, PgTextExpressionMethods, QueryDsl,
+    SelectableHelper, TextExpressionMethods,
+};
+use diesel::sql_types::{Bool, Int8, Jsonb};
+use diesel_async::RunQueryDsl;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::by::By;
+use super::draft::{ACTOR, SUBJECT};
+use super::entry::{Labels, Outcome};
+use super::log::Log;
+use super::open::{Opener, Shown};
+use super::row::Stored;
+use crate::clock::Timestamp;
+use crate::error::{Error, Result};
+use crate::keyring::Person;
+use crate::store::Connection;
+use crate::store::schema::{audit_logs, audit_streams};
+use crate::values::{Limit, Page, RecordId, ResourceId, Term, UserId, decode, encode, fit};
+
+/// Parameters of methods that name one entry: by id, or by stream and position.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Which {
+    /// Its id.
+    pub id: Option<RecordId>,
+    /// Its stream.
+    pub stream: Option<i32>,
+    /// Its position in the stream.
+    pub position: Option<i64>,
+}
+
+/// What to look for; everything that is given must hold.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Filter {
+    /// Who acted.
+    pub user_id: Option<UserId>,
+    /// Whose data it was.
+    pub subject_user_id: Option<UserId>,
+    /// What was done: exactly, or a beginning with `*` behind it.
+    pub action: Option<Term>,
+    /// What kind of thing it was done to.
+    pub resource_type: Option<Term>,
+    /// Which one.
+    pub resource_id: Option<ResourceId>,
+    /// How it ended.
+    pub outcome: Option<Outcome>,
+    /// Done at this time or later, as the callers say; where one does not say, when it was appended.
+    pub from: Option<Timestamp>,
+    /// Done before this time.
+    pub to: Option<Timestamp>,
+    /// Labels that it must have.
+    pub labels: Option<BTreeMap<String, String>>,
+}
+
+/// Parameters of `audit.query`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Query {
+    /// Who acted.
+    pub user_id: Option<UserId>,
+    /// Whose data it was.
+    pub subject_user_id: Option<UserId>,
+    /// What was done: exactly, or a beginning with `*` behind it.
+    pub action: Option<Term>,
+    /// What kind of thing it was done to.
+    pub resource_type: Option<Term>,
+    /// Which one.
+    pub resource_id: Option<ResourceId>,
+    /// How it ended.
+    pub outcome: Option<Outcome>,
+    /// Done at this time or later, as the callers say; where one does not say, when it was appended.
+    pub from: Option<Timestamp>,
+    /// Done before this time.
+    pub to: Option<Timestamp>,
+    /// Labels that it must have.
+    pub labels: Option<BTreeMap<String, String>>,
+    /// How many items at most.
+    #[serde(default)]
+    pub limit: Limit,
+    /// Where the last page ended.
+    pub cursor: Option<String>,
+}
+
+/// Parameters of `audit.tail`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Tail {
+    /// Who acted.
+    pub user_id: Option<UserId>,
+    /// Whose data it was.
+    pub subject_user_id: Option<UserId>,
+    /// What was done: exactly, or a beginning with `*` behind it.
+    pub action: Option<Term>,
+    /// What kind of thing it was done to.
+    pub resource_type: Option<Term>,
+    /// Which one.
+    pub resource_id: Option<ResourceId>,
+    /// How it ended.
+    pub outcome: Option<Outcome>,
+    /// Done at this time or later, as the callers say; where one does not say, when it was appended.
+    pub from: Option<Timestamp>,
+    /// Done before this time.
+    pub to: Option<Timestamp>,
+    /// Labels that it must have.
+    pub labels: Option<BTreeMap<String, String>>,
+    /// By stream, the position that was seen last; from the beginning where it is not given.
+    pub after: Option<BTreeMap<String, i64>>,
+    /// How many items at most.
+    #[serde(default)]
+    pub limit: Limit,
+    /// How long to wait for something new.
+    pub wait: Option<crate::config::Period>,
+}
+
+/// What `audit.tail` answers.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Tailed {
+    /// Entries in the order of each stream.
+    pub items: Vec<Shown>,
+    /// What to send to go on.
+    pub after: BTreeMap<String, i64>,
+}
+
+macro_rules! filter_of {
+    ($($name:ident),+) => {$(
+        impl $name {
+            /// What it looks for.
+            pub fn filter(&self) -> Filter {
+                Filter {
+                    user_id: self.user_id.clone(),
+                    subject_user_id: self.subject_user_id.clone(),
+                    action: self.action.clone(),
+                    resource_type: self.resource_type.clone(),
+                    resource_id: self.resource_id.clone(),
+                    outcome: self.outcome,
+                    from: self.from,
+                    to: self.to,
+                    labels: self.labels.clone(),
+                }
+            }
+        }
+    )+};
+}
+filter_of!(Query, Tail);
+
+type Rows<'a> = audit_logs::BoxedQuery<'a, Pg>;
+type Key = (DateTime<Utc>, i32, i64);
+
+/// The persons of a filter as they are in the keyring; nothing where one of them is unknown.
+struct Persons {
+    actor: Option<i64>,
+    subject: Option<i64>,
+    resource: Option<i64>,
+}
+
+impl Log {
+    /// One entry.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub async fn get(&self, by: &By, which: &Which) -> Result<Shown> {
+        self.drained(&by.deadline).await?;
+        let stored = self.find(by, which).await?;
+        let opener =
+            Opener::of(&self.store, &self.keyring, std::slice::from_ref(&stored), &by.deadline).await?;
+        opener.open(stored)
+    }
+
+    /// The row of one entry.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Invalid`] where it is not said which.
+    pub(super) async fn find(&self, by: &By, which: &Which) -> Result<Stored> {
+        let rows = || audit_logs::table.select(Stored::as_select()).into_boxed();
+        let found = self
+            .store
+            .single(&by.deadline, "audit.get", async |connection| {
+                let row = match (&which.id, which.stream, which.position) {
+                    // An id is unique within a month; of two the later is meant.
+                    (Some(id), None, None) => {
+                        rows().filter(audit_logs::id.eq(id.as_str())).order(audit_logs::recorded_at.desc())
+                    }
+                    (None, Some(stream), Some(position)) => {
+                        rows().filter(audit_logs::stream.eq(stream)).filter(audit_logs::position.eq(position))
+                    }
+                    _ => return Err(Error::invalid("id", "is missing; give id, or stream and position")),
+                };
+                let stored: Option<Stored> = row.first(connection).await.optional()?;
+                Ok(stored)
+            })
+            .await?;
+        found.ok_or(Error::NotFound { what: "entry" })
+    }
+
+    /// A page of entries, the newest first.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a cursor that is none.
+    pub async fn query(&self, by: &By, query: &Query, max_bytes: u64) -> Result<Page<Shown>> {
+        let before: Option<Key> = decode(query.cursor.as_deref())?;
+        self.drained(&by.deadline).await?;
+        let filter = query.filter();
+        let found = self
+            .store
+            .snapshot(&by.deadline, "audit.query", async |connection| {
+                let Some(persons) = persons(connection, &filter).await? else {
+                    return Ok((false, Vec::new()));
+                };
+                let rows = || {
+                    let mut rows = filtered(&filter, &persons).order((
+                        audit_logs::recorded_at.desc(),
+                        audit_logs::stream.desc(),
+                        audit_logs::position.desc(),
+                    ));
+                    if let Some((at, stream, position)) = before {
+                        rows = rows.filter(audit_logs::recorded_at.le(at)).filter(
+                            audit_logs::recorded_at.lt(at).or(audit_logs::stream
+                                .lt(stream)
+                                .or(audit_logs::stream.eq(stream).and(audit_logs::position.lt(position)))),
+                        );
+                    }
+                    rows
+                };
+                let sizes: Vec<i64> =
+                    rows().select(size()).limit(query.limit.and_one()).load(connection).await?;
+                let taken = fit(&sizes, query.limit, max_bytes);
+                let limit = i64::try_from(taken).map_err(Error::internal)?;
+                let stored: Vec<Stored> =
+                    rows().select(Stored::as_select()).limit(limit).load(connection).await?;
+                Ok((sizes.len() > taken, stored))
+            })
+            .await?;
+        let (more, stored) = found;
+        let last = stored.last().filter(|_| more).map(|last| (last.recorded_at, last.stream, last.position));
+        let items = self.open_all(by, stored).await?;
+        Ok(Page { items, next_cursor: last.map(|key| encode(&key)).transpose()? })
+    }
+
+    async fn open_all(&self, by: &By, stored: Vec<Stored>) -> Result<Vec<Shown>> {
+        let opener = Opener::of(&self.store, &self.keyring, &stored, &by.deadline).await?;
+        stored.into_iter().map(|stored| opener.open(stored)).collect()
+    }
+
+    /// What comes next in each stream; waits a while where there is nothing.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for what is no stream.
+    pub async fn tail(&self, by: &By, tail: &Tail, max_bytes: u64) -> Result<Tailed> {
+        let mut after = BTreeMap::new();
+        for (stream, position) in tail.after.iter().flatten() {
+            let stream: i32 = stream
+                .parse()
+                .map_err(|_| Error::invalid("after", "must be an object of stream to position"))?;
+            after.insert(stream, *position);
+        }
+        self.drained(&by.deadline).await?;
+        let wait = by.deadline.within(tail.wait.map_or(Duration::ZERO, crate::config::Period::duration));
+        let mut pause = Duration::from_millis(10);
+        loop {
+            let items = self.next(by, tail, &mut after, max_bytes).await?;
+            if !items.is_empty() || wait.left() <= pause {
+                let after =
+                    after.into_iter().map(|(stream, position)| (stream.to_string(), position)).collect();
+                return Ok(Tailed { items: self.open_all(by, items).await?, after });
+            }
+            tokio::time::sleep(pause).await;
+            pause = pause.saturating_mul(2).min(Duration::from_millis(200));
+        }
+    }
+
+    /// Moves on in each stream, over what does not match as well, as far as one answer goes.
+    async fn next(
+        &self,
+        by: &By,
+        tail: &Tail,
+        after: &mut BTreeMap<i32, i64>,
+        max_bytes: u64,
+    ) -> Result<Vec<Stored>> {
+        let filter = tail.filter();
+        let seen = after.clone();
+        let (items, ends) = self
+            .store
+            .snapshot(&by.deadline, "audit.tail", async |connection| {
+                let sizes: Vec<(i32, i64)> = audit_streams::table
+                    .select((audit_streams::stream, audit_streams::size))
+                    .order(audit_streams::stream)
+                    .load(connection)
+                    .await?;
+                let Some(persons) = persons(connection, &filter).await? else {
+                    return Ok((Vec::new(), sizes));
+                };
+                let mut items: Vec<Stored> = Vec::new();
+                let mut ends = Vec::with_capacity(sizes.len());
+                let mut bytes = 0_u64;
+                for (stream, size) in sizes {
+                    let from = seen.get(&stream).copied().unwrap_or(-1);
+                    let room = tail.limit.items().saturating_sub(items.len());
+                    if room == 0 || bytes > max_bytes {
+                        ends.push((stream, from.saturating_add(1)));
+                        continue;
+                    }
+                    let rows = || {
+                        filtered(&filter, &persons)
+                            .filter(audit_logs::stream.eq(stream))
+                            .filter(audit_logs::position.gt(from))
+                            .filter(audit_logs::position.lt(size))
+                            .order(audit_logs::position.asc())
+                    };
+                    let limit = i64::try_from(room).map_err(Error::internal)?;
+                    let sizes: Vec<i64> =
+                        rows().select(self::size()).limit(limit.saturating_add(1)).load(connection).await?;
+                    let taken = fit(&sizes, tail.limit, max_bytes.saturating_sub(bytes)).min(room);
+                    bytes =
+                        bytes.saturating_add(crate::values::total(sizes.get(..taken).unwrap_or_default()));
+                    let limit = i64::try_from(taken).map_err(Error::internal)?;
+                    let stored: Vec<Stored> =
+                        rows().select(Stored::as_select()).limit(limit).load(connection).await?;
+                    let more = sizes.len() > taken;
+                    let end =
+                        stored.last().filter(|_| more).map_or(size, |last| last.position.saturating_add(1));
+                    ends.push((stream, end));
+                    items.extend(stored);
+                }
+                Ok((items, ends))
+            })
+            .await?;
+        for (stream, end) in ends {
+            after.insert(stream, end.saturating_sub(1));
+        }
+        Ok(items)
+    }
+}
+
+/// The bytes of an entry that are not bounded otherwise.
+fn size() -> diesel::expression::SqlLiteral<Int8> {
+    sql::<Int8>(
+        "(coalesce(octet_length(metadata_sealed), 0) + coalesce(octet_length(client_sealed), 0))::bigint",
+    )
+}
+
+/// Looks the persons of a filter up; nothing where one of them is unknown, and so nothing can match.
+async fn persons(connection: &mut Connection, filter: &Filter) -> Result<Option<Persons>> {
+    let mut names: Vec<&str> =
+        [&filter.user_id, &filter.subject_user_id].into_iter().flatten().map(UserId::as_str).collect();
+    names.extend(filter.resource_id.as_ref().map(ResourceId::as_str));
+    let found = if names.is_empty() { Vec::new() } else { Person::find(connection, &names).await? };
+    let find = |name: Option<&str>| {
+        let name = name?;
+        found.iter().find(|person| person.user_id() == Some(name)).map(Person::subject_id)
+    };
+    let actor = find(filter.user_id.as_ref().map(UserId::as_str));
+    let subject = find(filter.subject_user_id.as_ref().map(UserId::as_str));
+    if (filter.user_id.is_some() && actor.is_none())
+        || (filter.subject_user_id.is_some() && subject.is_none())
+    {
+        return Ok(None);
+    }
+    Ok(Some(Persons { actor, subject, resource: find(filter.resource_id.as_ref().map(ResourceId::as_str)) }))
+}
+
+fn filtered<'a>(filter: &'a Filter, persons: &Persons) -> Rows<'a> {
+    let mut rows = audit_logs::table.into_boxed();
+    if let Some(actor) = persons.actor {
+        rows = rows.filter(audit_logs::actor_id.eq(actor));
+    }
+    if let Some(subject) = persons.subject {
+        rows = rows.filter(audit_logs::subject_id.eq(subject));
+    }
+    if let Some(action) = &filter.action {
+        rows = match action.as_str().strip_suffix('*') {
+            Some(beginning) => rows.filter(audit_logs::action.like(format!("{}%", escape(beginning)))),
+            None => rows.filter(audit_logs::action.eq(action.as_str())),
+        };
+    }
+    if let Some(kind) = &filter.resource_type {
+        rows = rows.filter(audit_logs::resource_type.eq(kind.as_str()));
+    }
+    if let Some(id) = &filter.resource_id {
+        let id = audit_logs::resource_id.eq(id.as_str());
+        rows = match persons.resource {
+            None => rows.filter(id),
+            Some(person) => rows.filter(
+                id.or(audit_logs::resource_id.eq(ACTOR).and(audit_logs::actor_id.eq(person)))
+                    .or(audit_logs::resource_id.eq(SUBJECT).and(audit_logs::subject_id.eq(person))),
+            ),
+        };
+    }
+    if let Some(outcome) = filter.outcome {
+        rows = rows.filter(audit_logs::outcome.eq(outcome.as_str()));
+    }
+    if let Some(from) = filter.from {
+        rows = rows.filter(
+            sql::<Bool>("coalesce(occurred_at, recorded_at) >= ")
+                .bind::<diesel::sql_types::Timestamptz, _>(from.utc()),
+        );
+    }
+    if let Some(to) = filter.to {
+        rows = rows.filter(
+            sql::<Bool>("coalesce(occurred_at, recorded_at) < ")
+                .bind::<diesel::sql_types::Timestamptz, _>(to.utc()),
+        );
+    }
+    if let Some(labels) = filter.labels.as_ref().filter(|labels| !labels.is_empty()) {
+        let labels = serde_json::to_value(Labels::of(labels.clone())).unwrap_or_default();
+        rows = rows.filter(sql::<Bool>("labels @> ").bind::<Jsonb, _>(labels));
+    }
+    rows
+}
+
+/// The beginning of an action as LIKE takes it.
+fn escape(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_")
+}

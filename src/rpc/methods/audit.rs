@@ -1,0 +1,161 @@
+//! `audit.*`.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{About, Methods};
+use crate::audit::entry::Append;
+use crate::audit::read::{Query, Tail, Which};
+use crate::audit::{APPEND_MANY, Receipt};
+use crate::clock::Timestamp;
+use crate::error::{Error, Result};
+use crate::rpc::call::Call;
+
+/// Parameters of `audit.append_many`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Many {
+    /// At most 1000, appended all or none.
+    entries: Vec<Append>,
+}
+
+/// Where an entry is in the log.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+struct Appended {
+    /// Its id.
+    id: String,
+    /// Its stream.
+    stream: i32,
+    /// Its position in the stream, from 0.
+    position: i64,
+    /// When it was appended, by PostgreSQL's clock.
+    recorded_at: Timestamp,
+}
+
+/// Where the entries are in the log.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+struct AppendedMany {
+    /// In the order in which they were given.
+    items: Vec<Appended>,
+}
+
+impl From<Receipt> for Appended {
+    fn from(receipt: Receipt) -> Self {
+        let Receipt { id, stream, position, recorded_at } = receipt;
+        Self { id, stream, position, recorded_at }
+    }
+}
+
+const APPENDED: &str = r#"{"id":"e-1","stream":0,"position":7,"recorded_at":"2026-11-20T19:55:00.000000Z"}"#;
+
+macro_rules! entry {
+    () => {
+        r#"{"id":"e-1","stream":0,"position":7,"recorded_at":"2026-11-20T19:55:00.000000Z","action":"invoice.read","user_id":"user:bob","subject_user_id":"user:alice","resource_type":"invoice","resource_id":"inv-1","outcome":"success","occurred_at":null,"ip_address":"203.0.113.7","user_agent":null,"labels":{"region":"eu"},"metadata":{"fields":["total"]},"leaf_hash":"6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d","erased":[]}"#
+    };
+}
+
+pub(super) fn add(methods: &mut Methods) {
+    methods.add(
+        About::log(
+            "audit.append",
+            "Appends an entry to the audit log; the answer comes after the commit.",
+            (
+                r#"{"id":"e-1","action":"invoice.read","user_id":"user:bob","subject_user_id":"user:alice","resource_type":"invoice","resource_id":"inv-1","outcome":"success","ip_address":"203.0.113.7","labels":{"region":"eu"},"metadata":{"fields":["total"]}}"#,
+                APPENDED,
+            ),
+        ),
+        |call, given: Append| async move { append(&call, given).await },
+    );
+    methods.add(
+        About::log(
+            "audit.append_many",
+            "Appends up to 1000 entries, all or none, one after another.",
+            (
+                r#"{"entries":[{"id":"e-1","action":"invoice.read"}]}"#,
+                concat!(
+                    r#"{"items":["#,
+                    r#"{"id":"e-1","stream":0,"position":7,"recorded_at":"2026-11-20T19:55:00.000000Z"}"#,
+                    "]}"
+                ),
+            ),
+        ),
+        |call, many: Many| async move { append_many(&call, many).await },
+    );
+    methods.add(
+        About {
+            personal: true,
+            ..About::entered(
+                "audit.get",
+                "One entry, by id or by stream and position.",
+                (r#"{"id":"e-1"}"#, entry!()),
+            )
+        },
+        |call, which: Which| async move { call.app.records.log().get(&call.by, &which).await },
+    );
+    methods.add(
+        About {
+            personal: true,
+            ..About::entered(
+                "audit.query",
+                "A page of entries, the newest first.",
+                (
+                    r#"{"user_id":"user:bob","action":"invoice.*","labels":{"region":"eu"},"limit":10}"#,
+                    concat!(r#"{"items":["#, entry!(), r#"],"next_cursor":null}"#),
+                ),
+            )
+        },
+        |call, query: Query| async move {
+            let max = call.app.config.limits.max_answer_bytes.bytes();
+            call.app.records.log().query(&call.by, &query, max).await
+        },
+    );
+    methods.add(
+        About {
+            personal: true,
+            ..About::entered(
+                "audit.tail",
+                "What comes next in each stream; waits a while where there is nothing. Each position is given once.",
+                (
+                    r#"{"action":"invoice.*","after":{"0":6},"wait":"1s"}"#,
+                    concat!(r#"{"items":["#, entry!(), r#"],"after":{"0":7}}"#),
+                ),
+            )
+        },
+        |call, tail: Tail| async move {
+            let max = call.app.config.limits.max_answer_bytes.bytes();
+            call.app.records.log().tail(&call.by, &tail, max).await
+        },
+    );
+}
+
+async fn append(call: &Call, given: Append) -> Result<Appended> {
+    check_size(call, "metadata", &given)?;
+    let receipts = call.app.records.log().append(&call.by, vec![given]).await?;
+    let receipt = receipts.into_iter().next().ok_or_else(|| Error::internal("an entry without a receipt"))?;
+    Ok(receipt.into())
+}
+
+async fn append_many(call: &Call, many: Many) -> Result<AppendedMany> {
+    match many.entries.len() {
+        0 => return Err(Error::invalid("entries", "must not be empty")),
+        count if count > APPEND_MANY => {
+            return Err(Error::invalid("entries", format!("must be at most {APPEND_MANY}, and are {count}")));
+        }
+        _ => {}
+    }
+    for (index, given) in many.entries.iter().enumerate() {
+        check_size(call, &format!("entries[{index}].metadata"), given)?;
+    }
+    let receipts = call.app.records.log().append(&call.by, many.entries).await?;
+    Ok(AppendedMany { items: receipts.into_iter().map(Appended::from).collect() })
+}
+
+fn check_size(call: &Call, what: &str, given: &Append) -> Result<()> {
+    let max = call.app.config.limits.max_record_bytes.bytes();
+    match &given.metadata {
+        Some(metadata) if u64::try_from(metadata.as_str().len()).unwrap_or(u64::MAX) > max => {
+            Err(Error::TooLarge { what: what.to_owned(), max })
+        }
+        _ => Ok(()),
+    }
+}
