@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 use crate::audit::Log;
 use crate::config::{self, Config};
 use crate::error::Error;
-use crate::keyring::{Kek, KekError, Keks, Keyring, StartError};
+use crate::keyring::{Kek, KekError, Keks, Keyring, SigningKey, SigningKeyError, StartError};
 use crate::records::Records;
 use crate::store::connect::ConnectError;
 use crate::store::{Deadline, Store};
@@ -65,6 +65,9 @@ pub enum OpenError {
     /// A key file holds no key.
     #[error("keyring.key_files: {0}")]
     Kek(#[from] KekError),
+    /// A file holds no signing key.
+    #[error("signing.key_files: {0}")]
+    SigningKey(#[from] SigningKeyError),
     /// The database's URL or certificates are wrong.
     #[error(transparent)]
     Connect(#[from] ConnectError),
@@ -201,8 +204,13 @@ fn open_records(
 ) -> Result<Records, OpenError> {
     let keyring = Arc::new(Keyring::new(config.deployment.name.as_str(), read_keks(config)?));
     let store = Arc::new(Store::new(&config.database, &config::database_url(config)?, tracker.clone())?);
-    let log = Arc::new(Log::start(store.clone(), keyring.clone(), &config.audit, end));
+    let log = Arc::new(Log::start(store.clone(), keyring.clone(), read_signers(config)?, &config.audit, end));
     Ok(Records::new(store, keyring, log, config.limits.clone()))
+}
+
+fn read_signers(config: &Config) -> Result<Vec<SigningKey>, OpenError> {
+    let read = |file| Ok(SigningKey::parse(PathBuf::from(format!("{file}")), &config::secret(file)?)?);
+    config.signing.key_files.iter().map(read).collect()
 }
 
 fn read_keks(config: &Config) -> Result<Keks, OpenError> {

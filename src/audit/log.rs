@@ -14,7 +14,7 @@ use super::writer::Writer;
 use super::{months, staged};
 use crate::config::Audit;
 use crate::error::{Error, Result};
-use crate::keyring::{Keyring, Person, Subject};
+use crate::keyring::{Keyring, Person, SigningKey, Subject};
 use crate::store::{Connection, Deadline, Store};
 use crate::values::UserId;
 
@@ -23,6 +23,7 @@ use crate::values::UserId;
 pub struct Log {
     pub(super) store: Arc<Store>,
     pub(super) keyring: Arc<Keyring>,
+    pub(super) signers: Vec<SigningKey>,
     queue: Queue,
 }
 
@@ -36,14 +37,20 @@ pub struct UnknownActor(pub UserId);
 
 impl Log {
     /// Starts the writers; they end with `end`, after what is left in the queue.
-    pub fn start(store: Arc<Store>, keyring: Arc<Keyring>, audit: &Audit, end: &CancellationToken) -> Self {
+    pub fn start(
+        store: Arc<Store>,
+        keyring: Arc<Keyring>,
+        signers: Vec<SigningKey>,
+        audit: &Audit,
+        end: &CancellationToken,
+    ) -> Self {
         let (queue, receivers) = Queue::new(audit.streams, audit.max_wait.duration());
         for requests in receivers {
             let idempotency = audit.idempotency.duration();
             let writer = Writer::new(store.clone(), keyring.clone(), requests, idempotency, end.clone());
             store.tracker().spawn(writer.run());
         }
-        Self { store, keyring, queue }
+        Self { store, keyring, signers, queue }
     }
 
     /// How many requests wait.

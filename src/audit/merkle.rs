@@ -146,7 +146,7 @@ fn fold(peaks: &[Hash]) -> Hash {
 }
 
 /// The complete subtrees that the leaves `from .. to` fall into, in order, where `from` begins a subtree of that size.
-fn cover(mut from: u64, to: u64) -> Vec<Node> {
+pub fn cover(mut from: u64, to: u64) -> Vec<Node> {
     let mut nodes = Vec::new();
     while from < to {
         let aligned = if from == 0 { u64::BITS.saturating_sub(1) } else { from.trailing_zeros() };

@@ -3,17 +3,22 @@
 mod by;
 mod draft;
 pub mod entry;
+mod heads;
 mod log;
 pub mod merkle;
 mod months;
+pub mod note;
 mod open;
 mod people;
+pub mod prove;
 mod queue;
 pub mod read;
 mod repeat;
 pub mod row;
 pub mod staged;
 mod stream;
+mod tree;
+pub mod verify;
 mod writer;
 
 pub use by::By;

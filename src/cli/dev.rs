@@ -12,7 +12,7 @@ use crate::config;
 use crate::config::Loaded;
 use crate::daemon::Settings;
 use crate::durable;
-use crate::keyring::kek;
+use crate::keyring::{SigningKey, kek};
 use crate::store::private::{self, Options, Private};
 
 /// The role that the daemon serves as.
@@ -60,6 +60,7 @@ struct Folder {
     config: PathBuf,
     socket: String,
     kek: String,
+    signing: String,
     owner_url: String,
 }
 
@@ -74,6 +75,7 @@ impl Folder {
             config: Path::new(&root).join("sidekeep.toml"),
             socket: format!("{root}/sidekeep.sock"),
             kek: format!("{root}/keys/kek"),
+            signing: format!("{root}/keys/signing"),
             owner_url: format!("{root}/keys/owner-url"),
             root,
         })
@@ -108,7 +110,8 @@ fn prepare(folder: &Folder, postgres: &Private) -> anyhow::Result<Loaded> {
     write(&folder.owner_url, &format!("{owner_url}\n"))?;
     let url = postgres.url(ROLE, DATABASE);
     if !folder.config.exists() {
-        make_key(folder)?;
+        make_key(&folder.kek, &kek::generate()?)?;
+        make_key(&folder.signing, &SigningKey::generate()?)?;
         durable::create_new(&folder.config, configuration(folder, &url).as_bytes(), 0o644)
             .with_context(|| format!("{}: cannot be written", folder.config.display()))?;
         note(&format!("made: database {DATABASE}, role {ROLE}, a key, {}", folder.config.display()));
@@ -136,10 +139,10 @@ fn write(path: &str, text: &str) -> anyhow::Result<()> {
 }
 
 /// Makes the key, or takes the one that a start that was cut off has made.
-fn make_key(folder: &Folder) -> anyhow::Result<()> {
-    match durable::create_new(Path::new(&folder.kek), kek::generate()?.as_bytes(), 0o600) {
+fn make_key(path: &str, text: &str) -> anyhow::Result<()> {
+    match durable::create_new(Path::new(path), text.as_bytes(), 0o600) {
         Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-            Err(error).with_context(|| format!("{}: cannot be written", folder.kek))
+            Err(error).with_context(|| format!("{path}: cannot be written"))
         }
         _ => Ok(()),
     }
@@ -147,6 +150,7 @@ fn make_key(folder: &Folder) -> anyhow::Result<()> {
 
 fn configuration(folder: &Folder, url: &str) -> String {
     let (socket, kek, owner_url) = (quoted(&folder.socket), quoted(&folder.kek), quoted(&folder.owner_url));
+    let signing = quoted(&folder.signing);
     let url = quoted(url);
     format!(
         "# Made by `sidekeep dev`, which keeps what you change here. `sidekeep config show` prints every key.\n\n\
@@ -154,6 +158,7 @@ fn configuration(folder: &Folder, url: &str) -> String {
          [socket]\npath = {socket}\n# Yours alone; a group may be given here.\ngroup = \"\"\n\n\
          [database]\nurl = {url}\n# The cluster's superuser, who owns the tables.\nmigrate_url_file = {owner_url}\n\n\
          [keyring]\n# Without this file nothing that is sealed opens again.\nkey_files = [{kek}]\n\n\
+         [signing]\nkey_files = [{signing}]\n\n\
          [log]\nformat = \"text\"\n"
     )
 }

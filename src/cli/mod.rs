@@ -21,6 +21,7 @@ mod openrpc;
 mod output;
 mod serve;
 mod setup;
+mod signing;
 mod socket;
 mod status;
 
@@ -60,6 +61,7 @@ enum Command {
     Status(status::Args),
     Config(config::Args),
     Keyring(keyring::Args),
+    Signing(signing::Args),
     Openrpc(openrpc::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -81,6 +83,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Status(args) => status::run(args, &global),
         Command::Config(args) => config::run(args, &global),
         Command::Keyring(args) => keyring::run(args),
+        Command::Signing(args) => signing::run(args, &global),
         Command::Openrpc(args) => openrpc::run(args),
         Command::Completions(args) => completions::run(args),
         Command::Man(args) => man::run(args),

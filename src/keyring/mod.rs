@@ -7,8 +7,10 @@ mod deployment;
 pub mod kek;
 mod person;
 mod seal;
+mod signing;
 
 pub use deployment::Deployment;
 pub use kek::{Kek, KekError, Keks};
 pub use person::{Keyring, Person, StartError, Subject};
 pub use seal::{DataKey, Place};
+pub use signing::{SigningKey, SigningKeyError, verifies};

@@ -5,11 +5,14 @@ use serde::{Deserialize, Serialize};
 
 use super::{About, Methods};
 use crate::audit::entry::Append;
+use crate::audit::prove::Between;
 use crate::audit::read::{Query, Tail, Which};
+use crate::audit::verify::Range;
 use crate::audit::{APPEND_MANY, Receipt};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use crate::rpc::call::Call;
+use crate::rpc::params::None;
 
 /// Parameters of `audit.append_many`.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -55,6 +58,7 @@ macro_rules! entry {
 }
 
 pub(super) fn add(methods: &mut Methods) {
+    add_proofs(methods);
     methods.add(
         About::log(
             "audit.append",
@@ -125,6 +129,51 @@ pub(super) fn add(methods: &mut Methods) {
             let max = call.app.config.limits.max_answer_bytes.bytes();
             call.app.records.log().tail(&call.by, &tail, max).await
         },
+    );
+}
+
+/// What `audit.checkpoint` answers.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+struct Checkpoint {
+    /// The newest signed note (C2SP tlog-checkpoint).
+    checkpoint: String,
+}
+
+fn add_proofs(methods: &mut Methods) {
+    methods.add(
+        About::log("audit.checkpoint", "The newest signed note over the heads log; makes the first.", ("{}", r#"{"checkpoint":"sidekeep/test\n1\nCsUYapGGPo4dkMgIAUqom/Xajj7h2fB2MPA3j2jxq2I=\n\n— sidekeep/test AAAA\n"}"#)),
+        |call, _: None| async move {
+            Ok(Checkpoint { checkpoint: call.app.records.log().checkpoint(&call.by.deadline).await? })
+        },
+    );
+    methods.add(
+        About::log(
+            "audit.prove",
+            "Proves that an entry is in the log under a signed checkpoint; makes one first for an entry younger than the last.",
+            (
+                r#"{"stream":0,"position":0}"#,
+                r#"{"canonical":"{}","stream":0,"position":0,"size":1,"path":[],"head":"{}","head_index":0,"heads_size":1,"heads_path":[],"checkpoint":"sidekeep/test\n1\n"}"#,
+            ),
+        ),
+        |call, which: Which| async move { call.app.records.log().prove(&call.by, &which).await },
+    );
+    methods.add(
+        About::log(
+            "audit.consistency",
+            "Proves that the heads log or a stream was only ever appended to (RFC 6962 §2.1.2).",
+            (r#"{"stream":0,"from_size":1}"#, r#"{"path":[]}"#),
+        ),
+        |call, between: Between| async move {
+            call.app.records.log().consistency(&between, &call.by.deadline).await
+        },
+    );
+    methods.add(
+        About::entered(
+            "audit.verify",
+            "Verifies the log: leaves from their columns, roots at every head, seals and signatures. Tells all breaks.",
+            ("{}", r#"{"verdict":"intact","entries":12,"erased_subjects":0,"gaps":0,"breaks":[]}"#),
+        ),
+        |call, range: Range| async move { call.app.records.log().verify(range, &call.by.deadline).await },
     );
 }
 

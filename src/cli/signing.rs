@@ -1,0 +1,76 @@
+//! `sidekeep signing`: the key that signs checkpoints of the audit log.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+
+use super::exit::{Code, coded};
+use super::{Global, output};
+use crate::audit::note::VerifierKey;
+use crate::config;
+use crate::durable;
+use crate::keyring::SigningKey;
+
+/// Make the key that signs checkpoints, or print its public half
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Action {
+    /// Make a signing key (Ed25519)
+    ///
+    /// Only the daemons that sign need it. Name it first in signing.key_files; a key that has signed before stays there
+    /// behind it, so that old checkpoints still verify.
+    Generate {
+        /// Write it to a new file, for the owner's eyes only; an existing file is never overwritten
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
+    /// Print the public keys of signing.key_files, the one that signs first
+    ///
+    /// In the form of C2SP signed notes. Give them to whoever is to check the log without trusting its keepers.
+    PublicKey,
+}
+
+pub(super) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
+    match args.action {
+        Action::Generate { out: None } => Ok(output::bytes(SigningKey::generate()?.as_bytes())?),
+        Action::Generate { out: Some(path) } => {
+            match durable::create_new(&path, SigningKey::generate()?.as_bytes(), 0o600) {
+                Ok(()) => {
+                    output::note(&format!(
+                        "{}: a new signing key. Name it first in signing.key_files.",
+                        path.display()
+                    ));
+                    Ok(())
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Err(coded(
+                    Code::Usage,
+                    format!("{}: is there already; choose another name", path.display()),
+                )),
+                Err(error) => Err(error).with_context(|| format!("{}: cannot be written", path.display())),
+            }
+        }
+        Action::PublicKey => public_keys(global),
+    }
+}
+
+fn public_keys(global: &Global) -> anyhow::Result<()> {
+    let loaded = config::load(global.config.as_deref()).map_err(|problem| coded(Code::Config, problem))?;
+    let files = &loaded.config.signing.key_files;
+    if files.is_empty() {
+        anyhow::bail!(
+            "signing.key_files is empty; make a key with `sidekeep signing generate --out FILE` and name it there"
+        );
+    }
+    for file in files {
+        let text = config::secret(file).map_err(|problem| coded(Code::Config, problem))?;
+        let key = SigningKey::parse(PathBuf::from(file.to_string()), &text)
+            .map_err(|problem| coded(Code::Config, problem))?;
+        output::line(&VerifierKey::new(loaded.config.deployment.name.as_str(), key.public()).encode())?;
+    }
+    Ok(())
+}
