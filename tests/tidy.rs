@@ -224,6 +224,16 @@ fn every_row_is_of_modules_that_exist() {
 }
 
 #[test]
+fn the_readme_shows_these_rows() {
+    let shown: Vec<String> = LAYERS
+        .iter()
+        .map(|row| if row.len() == 1 { row.concat() } else { format!("{{{}}}", row.join(", ")) })
+        .collect();
+    let shown = shown.join(" › ");
+    assert!(read("README.md").unwrap().lines().any(|line| line == shown), "{shown}");
+}
+
+#[test]
 fn nothing_is_put_off() {
     let all = TOP.iter().filter(|name| !["LICENSE", "Cargo.lock"].contains(name));
     let files =

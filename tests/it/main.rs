@@ -13,6 +13,7 @@
 )]
 
 mod dev;
+mod readme;
 mod records;
 mod schema;
 mod support;
