@@ -16,4 +16,5 @@ mod dev;
 mod readme;
 mod records;
 mod schema;
+mod sealing;
 mod support;
