@@ -205,6 +205,12 @@ impl Setup {
         if !self.changed.get() {
             output::line("Everything was in place; nothing was changed.")?;
         }
+        if !self.admin.is_local() {
+            output::line(
+                "The packaged unit lets the daemon reach this host alone; for a database elsewhere allow its addresses: \
+                 /usr/share/doc/sidekeep/examples/remote-database.conf",
+            )?;
+        }
         output::line(&format!(
             "Keep a copy of {} where the database's backups are not: without it nothing opens again.\n\
              Next: systemctl enable --now sidekeep.socket sidekeep.service",
