@@ -33,7 +33,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "DIR", default_value = ".sidekeep-dev")]
     dir: PathBuf,
     /// The folder of PostgreSQL's programs; without it the newest that is installed
-    #[arg(long, value_name = "DIR", env = "PG_BIN", hide_env_values = true)]
+    #[arg(long, value_name = "DIR")]
     pg_bin: Option<PathBuf>,
 }
 

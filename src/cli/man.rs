@@ -38,6 +38,9 @@ fn write_all(command: &clap::Command, folder: &Path) -> anyhow::Result<()> {
 
 fn page(command: &clap::Command) -> anyhow::Result<Vec<u8>> {
     let mut text = Vec::new();
-    clap_mangen::Man::new(command.clone()).manual("sidekeep").render(&mut text)?;
+    clap_mangen::Man::new(command.clone())
+        .source(concat!("sidekeep ", env!("CARGO_PKG_VERSION")))
+        .manual("sidekeep")
+        .render(&mut text)?;
     Ok(text)
 }

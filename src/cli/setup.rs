@@ -66,7 +66,11 @@ fn check_configured(place: &Place) -> anyhow::Result<()> {
     if !place.config.exists() {
         return Ok(());
     }
-    let loaded = config::load(Some(&place.config)).map_err(|problem| coded(Code::Config, problem))?;
+    let loaded = match config::load(Some(&place.config)) {
+        // As the package ships it, or an operator who wrote the other settings first.
+        Err(problem) if problem.lacks_only_a_database() => return Ok(()),
+        loaded => loaded.map_err(|problem| coded(Code::Config, problem))?,
+    };
     let database = &loaded.config.database;
     let ours = database.url_file.as_ref().is_none_or(|file| Path::new(&file.to_string()) == place.app_url);
     if database.url.is_some() || !ours {
@@ -200,6 +204,12 @@ impl Setup {
     fn end(&self) -> anyhow::Result<()> {
         if !self.changed.get() {
             output::line("Everything was in place; nothing was changed.")?;
+        }
+        if !self.admin.is_local() {
+            output::line(
+                "The packaged unit lets the daemon reach this host alone; for a database elsewhere allow its addresses: \
+                 /usr/share/doc/sidekeep/examples/remote-database.conf",
+            )?;
         }
         output::line(&format!(
             "Keep a copy of {} where the database's backups are not: without it nothing opens again.\n\

@@ -14,7 +14,7 @@ use crate::config::Period;
 /// Where the daemon is, and how long it may take.
 #[derive(Debug, clap::Args)]
 pub(super) struct Socket {
-    /// The daemon's socket; without it that of the configuration
+    /// The daemon's socket; without it that of the configuration, or the usual one where that may not be read
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
     /// How long to wait for the answer
@@ -39,13 +39,12 @@ impl Socket {
 }
 
 fn configured(global: &Global) -> anyhow::Result<PathBuf> {
-    match config::load(global.config.as_deref()) {
-        Ok(loaded) => Ok(loaded.config.socket.path),
-        Err(problem) => Err(coded(
+    config::socket_path(global.config.as_deref()).map_err(|problem| {
+        coded(
             Code::Config,
             format!("{problem}\n(the configuration says where the socket is; --socket PATH does without)"),
-        )),
-    }
+        )
+    })
 }
 
 /// An error answer as a command's error.

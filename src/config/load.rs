@@ -14,7 +14,7 @@ use super::check::{self, Checked};
 use super::environment::{self, Environment};
 use super::keys::{self, Kind, Node};
 use super::problem::{ConfigError, Origin, Problem};
-use super::source;
+use super::source::{self, Unread};
 use super::url::Parsed;
 use super::{Config, rules};
 
@@ -70,6 +70,23 @@ pub fn load(path: Option<&Path>) -> Result<Loaded, ConfigError> {
     load_with(path, &Environment::of_process())
 }
 
+/// Where a client finds the daemon: `socket.path`, from the same sources as [`load`]. What else is wrong with them does not
+/// matter to it, and where it may not read this host's configuration, or there is none, the default stands.
+///
+/// # Errors
+/// Names what leaves open where the socket is.
+pub fn socket_path(path: Option<&Path>) -> Result<PathBuf, ConfigError> {
+    socket_path_with(path, &Environment::of_process())
+}
+
+pub(super) fn socket_path_with(
+    path: Option<&Path>,
+    environment: &Environment,
+) -> Result<PathBuf, ConfigError> {
+    let (main, sources) = Sources::of(path, environment);
+    sources.socket_path(&main, path.is_some() || environment.file.is_some())
+}
+
 /// What the sources say so far.
 #[derive(Default)]
 struct Sources {
@@ -80,26 +97,34 @@ struct Sources {
     problems: Vec<Problem>,
     /// A source could not be read to its end.
     partial: bool,
+    /// The problems of sources that say nothing to a client.
+    hidden: Vec<Problem>,
 }
 
 pub(super) fn load_with(path: Option<&Path>, environment: &Environment) -> Result<Loaded, ConfigError> {
-    let main = path
-        .map(Path::to_path_buf)
-        .or_else(|| environment.file.as_ref().map(PathBuf::from))
-        .unwrap_or_else(|| DEFAULT_FILE.into());
-    let mut sources = Sources::default();
-    sources.file(&main, path.is_none() && environment.file.is_none());
-    match source::fragments(&main) {
-        Ok(fragments) => fragments.iter().for_each(|path| sources.file(path, false)),
-        Err(problem) => sources.unreadable(problem),
-    }
-    for (name, value) in &environment.overrides {
-        sources.variable(name, value);
-    }
+    let (main, sources) = Sources::of(path, environment);
     sources.finish(&main)
 }
 
 impl Sources {
+    /// All of them, and the file that comes first.
+    fn of(path: Option<&Path>, environment: &Environment) -> (PathBuf, Self) {
+        let main = path
+            .map(Path::to_path_buf)
+            .or_else(|| environment.file.as_ref().map(PathBuf::from))
+            .unwrap_or_else(|| DEFAULT_FILE.into());
+        let mut sources = Self::default();
+        sources.file(&main, path.is_none() && environment.file.is_none());
+        match source::fragments(&main) {
+            Ok(fragments) => fragments.iter().for_each(|path| sources.file(path, false)),
+            Err(unread) => sources.unreadable(unread),
+        }
+        for (name, value) in &environment.overrides {
+            sources.variable(name, value);
+        }
+        (main, sources)
+    }
+
     fn file(&mut self, path: &Path, is_default: bool) {
         match source::read(path, is_default) {
             Ok(text) => {
@@ -108,12 +133,15 @@ impl Sources {
                 self.partial |= file.partial;
                 self.add(file.checked);
             }
-            Err(problem) => self.unreadable(problem),
+            Err(unread) => self.unreadable(unread),
         }
     }
 
-    fn unreadable(&mut self, problem: Problem) {
+    fn unreadable(&mut self, Unread { problem, hidden }: Unread) {
         self.partial = true;
+        if hidden {
+            self.hidden.push(problem.clone());
+        }
         self.problems.push(problem);
     }
 
@@ -153,18 +181,36 @@ impl Sources {
         self.problems.extend(refusal.map(|message| Problem { at: origin, key, message: message.into() }));
     }
 
-    fn finish(mut self, main: &Path) -> Result<Loaded, ConfigError> {
+    /// What all of them say together; nothing where they contradict their types, which is a problem then.
+    fn merge(&mut self, main: &Path) -> Option<Config> {
         let builder =
             self.layers.drain(..).fold(config::Config::builder(), |builder, layer| builder.add_source(layer));
-        let merged = builder.build().and_then(config::Config::try_deserialize::<Config>);
-        let mut config = match merged {
-            Ok(config) => config,
+        match builder.build().and_then(config::Config::try_deserialize::<Config>) {
+            Ok(config) => Some(config),
             Err(error) => {
                 let at = Origin::Source(main.to_owned());
                 self.problems.push(Problem { at, key: String::new(), message: error.to_string() });
-                return Err(ConfigError::new(self.problems));
+                None
             }
-        };
+        }
+    }
+
+    fn socket_path(mut self, main: &Path, is_named: bool) -> Result<PathBuf, ConfigError> {
+        let merged = self.merge(main);
+        let named = Origin::Source(main.to_owned());
+        // A problem without a key may hide where it is; a wrong key of [socket] may have been meant to say it.
+        self.problems.retain(|problem| {
+            let open = problem.key.is_empty() || problem.key.split('.').next() == Some("socket");
+            open && (!self.hidden.contains(problem) || (is_named && problem.at == named))
+        });
+        match merged {
+            Some(config) if self.problems.is_empty() => Ok(config.socket.path),
+            _ => Err(ConfigError::new(self.problems)),
+        }
+    }
+
+    fn finish(mut self, main: &Path) -> Result<Loaded, ConfigError> {
+        let Some(mut config) = self.merge(main) else { return Err(ConfigError::new(self.problems)) };
         self.imply_tls(&mut config);
         for (key, message) in rules::check(&config, &self.broken, !self.partial) {
             let at = self.place(&key, main);

@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use environment::journal_stream;
-pub use load::{DEFAULT_FILE, Loaded, Setting, load};
+pub use load::{DEFAULT_FILE, Loaded, Setting, load, socket_path};
 pub use problem::{ConfigError, Origin, Problem};
 pub use secret::{SecretError, secret};
 pub use url::{DatabaseUrlError, database_url, migrate_url};

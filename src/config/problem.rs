@@ -72,6 +72,11 @@ impl ConfigError {
     pub fn problems(&self) -> &[Problem] {
         &self.problems
     }
+
+    /// Whether nothing is wrong but that no database was named yet.
+    pub fn lacks_only_a_database(&self) -> bool {
+        self.problems.iter().all(|problem| problem.message == super::rules::NO_DATABASE)
+    }
 }
 
 impl std::fmt::Display for ConfigError {

@@ -16,6 +16,10 @@ const ENVELOPE: Size = Size::kib(4);
 const MILLISECOND: Period = Period::millis(1);
 const HOUR: Period = Period::seconds(3600);
 
+/// What is wrong with a configuration that says nothing about a database.
+pub(super) const NO_DATABASE: &str =
+    "no database is configured; set url, or url_file if it holds a password; `sidekeep setup` does so";
+
 /// A key that breaks a rule, and how.
 pub(super) type Breach = (String, String);
 
@@ -215,11 +219,7 @@ impl Rules<'_> {
                 "database.url is set too, and there is one database; leave one of them out",
             ),
             (None, None) if complete && !self.misspelt() => {
-                self.refuse(
-                    "database.url",
-                    "no database is configured; set url, or url_file if it holds a password; \
-                     `sidekeep setup` does so",
-                );
+                self.refuse("database.url", NO_DATABASE);
             }
             _ => {}
         }

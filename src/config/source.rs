@@ -24,17 +24,30 @@ pub(super) struct Parsed {
     pub(super) partial: bool,
 }
 
+/// Why a source was not read.
+#[derive(Debug)]
+pub(super) struct Unread {
+    pub(super) problem: Problem,
+    /// It is not for this user to read, or it is not there and nobody asked for it: to a client it says nothing.
+    pub(super) hidden: bool,
+}
+
 /// Reads the text of a file. Where it is missing, `is_default` says that nobody asked for this one.
-pub(super) fn read(path: &Path, is_default: bool) -> Result<String, Problem> {
+pub(super) fn read(path: &Path, is_default: bool) -> Result<String, Unread> {
     let mut bytes = Vec::new();
     let outcome = File::open(path).and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut bytes));
+    let hidden = outcome.as_ref().is_err_and(|error| match error.kind() {
+        ErrorKind::NotFound => is_default,
+        kind => kind == ErrorKind::PermissionDenied,
+    });
     let message = match outcome {
         Ok(length) if u64::try_from(length).is_ok_and(|length| length <= MAX_BYTES) => {
             return String::from_utf8(bytes).map_err(|error| {
                 let valid = error.utf8_error().valid_up_to();
                 let text = String::from_utf8_lossy(error.as_bytes().get(..valid).unwrap_or_default());
                 let at = Lines::of(&text).place(path, valid);
-                Problem { at, key: String::new(), message: "is not UTF-8 text from here on".into() }
+                let message = "is not UTF-8 text from here on".into();
+                Unread { problem: Problem { at, key: String::new(), message }, hidden: false }
             });
         }
         Ok(_) => "is over 1 MiB, which no configuration is".into(),
@@ -47,7 +60,8 @@ pub(super) fn read(path: &Path, is_default: bool) -> Result<String, Problem> {
             _ => format!("cannot be read: {error}"),
         },
     };
-    Err(Problem { at: Origin::Source(path.to_owned()), key: String::new(), message })
+    let at = Origin::Source(path.to_owned());
+    Err(Unread { problem: Problem { at, key: String::new(), message }, hidden })
 }
 
 fn missing(is_default: bool) -> String {
@@ -60,12 +74,15 @@ fn missing(is_default: bool) -> String {
 }
 
 /// The files of `conf.d` beside `main`, in name order.
-pub(super) fn fragments(main: &Path) -> Result<Vec<PathBuf>, Problem> {
+pub(super) fn fragments(main: &Path) -> Result<Vec<PathBuf>, Unread> {
     let dir = main.parent().unwrap_or(Path::new("")).join("conf.d");
-    let unreadable = |error: std::io::Error| Problem {
-        at: Origin::Source(dir.clone()),
-        key: String::new(),
-        message: format!("cannot be read: {error}"),
+    let unreadable = |error: std::io::Error| Unread {
+        hidden: error.kind() == ErrorKind::PermissionDenied,
+        problem: Problem {
+            at: Origin::Source(dir.clone()),
+            key: String::new(),
+            message: format!("cannot be read: {error}"),
+        },
     };
     let entries = match std::fs::read_dir(&dir) {
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {

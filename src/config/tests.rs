@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 
 use super::environment::Environment;
-use super::load::load_with;
+use super::load::{load_with, socket_path_with};
 use super::{Config, ConfigError, Loaded, LogLevel, NameOrId, Origin, Tls, keys, migrate_url, source};
 
 /// What is shipped.
@@ -376,6 +376,47 @@ fn a_file_that_cannot_be_used_says_why_and_nothing_else() {
             let error = lines(&loaded.unwrap_err(), &path);
             assert!(error.len() == 1 && error[0].starts_with(expected), "{error:?} is not {expected}");
         }
+    }
+}
+
+#[test]
+fn a_client_finds_the_socket_whatever_else_is_wrong() {
+    let elsewhere = variables(&[("SIDEKEEP__SOCKET__PATH", "/run/other")]);
+    let none = Environment::default();
+    let cases = [
+        ("", &none, "/run/sidekeep/sidekeep.sock"),
+        ("[socket]\npath = \"/run/x\"\n[limits]\nmax_batch = 0\nnonsense = 1\n", &none, "/run/x"),
+        ("[socket]\npath = \"/run/x\"\n", &elsewhere, "/run/other"),
+    ];
+    for (text, environment, expected) in cases {
+        let (_dir, path) = directory(text);
+        assert_eq!(socket_path_with(Some(&path), environment).unwrap(), Path::new(expected), "{text}");
+    }
+    // Where it cannot be told, another deployment's daemon might be meant.
+    for text in [
+        "[socket]\npth = \"/run/x\"\n",
+        "[socket]\npath = 1\n",
+        "[socket\npath = \"/run/x\"\n",
+        "socket = 1\n",
+    ] {
+        let (_dir, path) = directory(text);
+        assert!(socket_path_with(Some(&path), &none).is_err(), "{text}");
+    }
+    let missing = socket_path_with(Some(Path::new("/nonexistent/sidekeep.toml")), &none);
+    assert!(missing.unwrap_err().to_string().contains("there is no such file"));
+}
+
+#[test]
+fn only_a_missing_database_is_left_to_setup() {
+    for (text, lacking) in [
+        ("", true),
+        ("[log]\nlevel = \"warn\"\n", true),
+        ("[log]\nlevel = 1\n", false),
+        ("[database]\nurl = \"x\"\n", false),
+    ] {
+        let (_dir, path) = directory(text);
+        let error = load_with(Some(&path), &Environment::default()).unwrap_err();
+        assert_eq!(error.lacks_only_a_database(), lacking, "{text}");
     }
 }
 

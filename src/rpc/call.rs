@@ -109,7 +109,7 @@ impl Calls {
         Ok(())
     }
 
-    /// From now on each new call is told that this daemon ends; those in flight go on.
+    /// From now on health and status say that this daemon ends. Calls go on until [`Self::cut`].
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Release);
     }
@@ -255,7 +255,7 @@ impl Calls {
 
     /// A place among the calls in flight.
     async fn admit(&self, deadline: &Deadline) -> Result<tokio::sync::OwnedSemaphorePermit> {
-        if self.is_draining() {
+        if self.cut.is_cancelled() {
             return Err(Error::unavailable("this daemon is ending; connect again"));
         }
         if let Ok(permit) = self.in_flight.clone().try_acquire_owned() {

@@ -3,13 +3,15 @@
 //! Owns the choice of the framing and the way of closing; never what a call does. One task serves one connection; an idle one holds no buffer.
 
 use std::io;
-use std::pin::Pin;
+use std::os::fd::AsRawFd;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWriteExt, Interest, ReadBuf};
 use tokio::net::UnixStream;
+use tokio::time::Instant;
 
 use super::context::{Context, Dispatch};
 use super::http;
@@ -25,6 +27,10 @@ mod stall;
 pub(super) const UNCOUNTED: usize = 64 * 1024;
 /// How long a client may take to see the last answer and end its side, before the connection is closed under what it still sends.
 const LINGER: Duration = Duration::from_secs(1);
+
+/// How long whoever has connected may take to send something, when the daemon drains meanwhile: who was accepted just before is not to hear
+/// that nobody is there, where the next daemon would have answered.
+const FIRST_BYTE: Duration = Duration::from_millis(250);
 
 /// Serves a connection to its end, in whichever framing it begins.
 pub(super) async fn serve<D: Dispatch>(stream: UnixStream, context: Arc<Context<D>>) {
@@ -48,11 +54,22 @@ pub(super) async fn serve<D: Dispatch>(stream: UnixStream, context: Arc<Context<
 /// Looks at the first byte and leaves it where it is; none if none comes.
 async fn first_byte<D>(stream: &UnixStream, context: &Context<D>) -> io::Result<Option<u8>> {
     use nix::sys::socket::{MsgFlags, recv};
-    use std::os::fd::AsRawFd;
+    let patience = Instant::now() + FIRST_BYTE;
+    let over = async {
+        context.drain.cancelled().await;
+        tokio::time::sleep_until(patience).await;
+    };
+    let mut over = pin!(over);
+    let mut open = true;
     loop {
         tokio::select! {
+            biased;
             ready = stream.readable() => ready?,
-            () = context.drain.cancelled() => return Ok(None),
+            () = over.as_mut(), if open => {
+                open = false;
+                end_input(stream)?;
+                continue;
+            }
         }
         let mut byte = [0];
         let peeked = stream.try_io(Interest::READABLE, || {
@@ -64,6 +81,12 @@ async fn first_byte<D>(stream: &UnixStream, context: &Context<D>) -> io::Result<
             Ok(count) => return Ok(byte.first().copied().filter(|_| count > 0)),
         }
     }
+}
+
+/// Draws the line when the daemon drains: what the client has sent is read, then the input ends; what it sends from now on fails there, with
+/// `EPIPE`, so that it knows that nobody has seen it.
+fn end_input(stream: &UnixStream) -> io::Result<()> {
+    Ok(nix::sys::socket::shutdown(stream.as_raw_fd(), nix::sys::socket::Shutdown::Read)?)
 }
 
 /// A client that is still sending gets time to see what was answered: closing over unread bytes would break its pipe before.

@@ -124,8 +124,15 @@ pub fn bind(config: &config::Socket) -> Result<Listener, BindError> {
         return Err(BindError::PathTooLong { path: path.into(), length });
     }
     let group = find_group(&config.group)?;
-    let lock = lock(path)?;
-    remove_stale(path)?;
+    // Whoever may not even lock there, as under the shipped unit, is told of a living daemon all the same.
+    let lock = lock(path).or_else(|error| find_stale(path).and(Err(error)))?;
+    if find_stale(path)? {
+        std::fs::remove_file(path).map_err(|source| BindError::Io {
+            path: path.into(),
+            doing: "cannot remove the stale socket",
+            source,
+        })?;
+    }
     let failed = |doing| move |source: io::Error| BindError::Io { path: path.into(), doing, source };
     let fd = stream_socket().map_err(failed("cannot make a socket"))?;
     let address = UnixAddr::new(path).map_err(io::Error::from).map_err(failed("cannot be an address"))?;
@@ -190,11 +197,11 @@ fn lock(path: &Path) -> Result<Flock<File>, BindError> {
     })
 }
 
-/// Removes a socket that nobody listens on.
-fn remove_stale(path: &Path) -> Result<(), BindError> {
+/// Whether a socket lies there that nobody listens on.
+fn find_stale(path: &Path) -> Result<bool, BindError> {
     let failed = |doing| move |source: io::Error| BindError::Io { path: path.into(), doing, source };
     match std::fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(failed("cannot be read")(error)),
         Ok(metadata) if !metadata.file_type().is_socket() => {
             return Err(BindError::NotASocket { path: path.into() });
@@ -206,10 +213,8 @@ fn remove_stale(path: &Path) -> Result<(), BindError> {
     let address = UnixAddr::new(path).map_err(io::Error::from).map_err(failed("cannot be an address"))?;
     match socket::connect(fd.as_fd().as_raw_fd(), &address) {
         Ok(()) | Err(Errno::EAGAIN | Errno::EINPROGRESS) => Err(BindError::InUse { path: path.into() }),
-        Err(Errno::ECONNREFUSED) => {
-            std::fs::remove_file(path).map_err(failed("cannot remove the stale socket"))
-        }
-        Err(Errno::ENOENT) => Ok(()),
+        Err(Errno::ECONNREFUSED) => Ok(true),
+        Err(Errno::ENOENT) => Ok(false),
         Err(error) => Err(failed("is there, and it cannot be told whether it is in use")(error.into())),
     }
 }

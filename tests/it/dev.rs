@@ -20,10 +20,10 @@ fn dev(folder: &Path) -> Command {
 }
 
 /// A `sidekeep dev` that said it is ready. Killed when dropped, and PostgreSQL with it.
-struct Dev(Child);
+pub struct Dev(Child);
 
 impl Dev {
-    fn start(folder: &Path) -> Self {
+    pub fn start(folder: &Path) -> Self {
         let mut child = dev(folder).spawn().unwrap();
         let mut said = BufReader::new(child.stderr.take().unwrap());
         let mut all = String::new();
@@ -39,7 +39,7 @@ impl Dev {
         kill(Pid::from_raw(self.0.id().try_into().unwrap()), signal).unwrap();
     }
 
-    fn end(mut self, signal: Signal) -> Option<i32> {
+    pub fn end(mut self, signal: Signal) -> Option<i32> {
         self.signal(signal);
         self.0.wait().unwrap().code()
     }

@@ -13,6 +13,8 @@
 )]
 
 mod dev;
+mod readme;
 mod records;
 mod schema;
+mod sealing;
 mod support;

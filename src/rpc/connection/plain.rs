@@ -17,7 +17,7 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::scratch::Scratch;
 use super::stall::{Stall, Timer};
-use super::{LINGER, UNCOUNTED};
+use super::{LINGER, UNCOUNTED, end_input};
 use crate::rpc::budget::Room;
 use crate::rpc::context::{Context, Dispatch};
 use crate::rpc::execution::{Answer, Started, start};
@@ -47,7 +47,7 @@ enum Phase {
     Open,
     /// The input has ended; what came before is run.
     InputEnded,
-    /// The daemon drains: complete messages that are here are run.
+    /// The same, but it was the daemon that ended it, as it drains: a message that is not complete is let be.
     Draining,
     /// What is in flight is answered, and nothing else.
     Closing,
@@ -76,6 +76,7 @@ pub(super) struct Connection<D> {
     starved: Option<Pin<Box<dyn Future<Output = Room> + Send>>>,
     timer: Timer,
     stop: Pin<Box<WaitForCancellationFutureOwned>>,
+    draining: bool,
     aborted: bool,
     /// The client may still be sending, and is to see the last answer before it sees a broken pipe.
     linger: bool,
@@ -99,6 +100,7 @@ impl<D: Dispatch> Connection<D> {
             starved: None,
             timer: Timer::default(),
             stop: Box::pin(context.drain.clone().cancelled_owned()),
+            draining: false,
             aborted: false,
             linger: false,
             context,
@@ -151,7 +153,8 @@ impl<D: Dispatch> Connection<D> {
                 return;
             }
             self.stop = Box::pin(self.context.abort.clone().cancelled_owned());
-            if self.phase == Phase::Open {
+            self.draining = true;
+            if self.phase == Phase::Open && end_input(&self.stream).is_err() {
                 self.phase = Phase::Draining;
             }
         }
@@ -232,6 +235,7 @@ impl<D: Dispatch> Connection<D> {
                     self.input.extend_from_slice(bytes.get(used..).unwrap_or_default());
                 }
             }
+            _ if self.draining => self.phase = Phase::Draining,
             _ => self.phase = Phase::InputEnded,
         }
         Poll::Ready(buffer.filled().len())

@@ -42,6 +42,18 @@ async fn a_living_socket_is_in_use() {
 }
 
 #[tokio::test]
+async fn who_cannot_lock_is_told_of_a_living_daemon() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    std::fs::create_dir(dir.path().join("s.lock")).unwrap();
+    let living = StdListener::bind(&path).unwrap();
+    assert!(matches!(bind(&socket(&path)), Err(BindError::InUse { .. })));
+    drop(living);
+    assert!(matches!(bind(&socket(&path)), Err(BindError::Io { .. })));
+    assert!(path.exists());
+}
+
+#[tokio::test]
 async fn a_stale_socket_is_replaced() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("s");

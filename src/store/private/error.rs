@@ -16,7 +16,7 @@ pub enum Error {
     #[error("PostgreSQL is not installed; on Debian: apt-get install postgresql")]
     Missing,
     /// Programs were named, and are not there.
-    #[error("{directory}: there are no `initdb` and `postgres` here; correct or unset PG_BIN")]
+    #[error("{directory}: there are no `initdb` and `postgres` here")]
     NotThere {
         /// Where they should be.
         directory: PathBuf,

@@ -1,3 +1,5 @@
+//! The private cluster on a real PostgreSQL: made, reused, recovered, refused.
+
 use std::process::Command;
 
 use nix::sys::signal::kill;
