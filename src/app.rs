@@ -208,6 +208,18 @@ fn open_records(
     Ok(Records::new(store, keyring, log, config.limits.clone()))
 }
 
+/// Opens the log for reading, without a daemon.
+///
+/// # Errors
+/// As [`App::open`].
+pub async fn open_log(config: &Config, tracker: &TaskTracker) -> Result<Arc<Log>, OpenError> {
+    let keyring = Arc::new(Keyring::new(config.deployment.name.as_str(), read_keks(config)?));
+    let store = Arc::new(Store::new(&config.database, &config::database_url(config)?, tracker.clone())?);
+    let deadline = Deadline::after(config.limits.call_timeout.duration(), CancellationToken::new());
+    keyring.check(&store, &deadline).await?;
+    Ok(Arc::new(Log::reader(store, keyring, read_signers(config)?)))
+}
+
 fn read_signers(config: &Config) -> Result<Vec<SigningKey>, OpenError> {
     let read = |file| Ok(SigningKey::parse(PathBuf::from(format!("{file}")), &config::secret(file)?)?);
     config.signing.key_files.iter().map(read).collect()

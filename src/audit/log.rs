@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio_util::sync::CancellationToken;
 
@@ -24,6 +25,7 @@ pub struct Log {
     pub(super) store: Arc<Store>,
     pub(super) keyring: Arc<Keyring>,
     pub(super) signers: Vec<SigningKey>,
+    pub(super) verified: AtomicU64,
     queue: Queue,
 }
 
@@ -50,7 +52,18 @@ impl Log {
             let writer = Writer::new(store.clone(), keyring.clone(), requests, idempotency, end.clone());
             store.tracker().spawn(writer.run());
         }
-        Self { store, keyring, signers, queue }
+        Self { store, keyring, signers, verified: AtomicU64::new(0), queue }
+    }
+
+    /// The log for reading alone, by a process that appends nothing.
+    pub fn reader(store: Arc<Store>, keyring: Arc<Keyring>, signers: Vec<SigningKey>) -> Self {
+        let (queue, _) = Queue::new(1, std::time::Duration::ZERO);
+        Self { store, keyring, signers, verified: AtomicU64::new(0), queue }
+    }
+
+    /// About how many entries the verification that runs has looked at.
+    pub fn verified(&self) -> u64 {
+        self.verified.load(Ordering::Relaxed)
     }
 
     /// How many requests wait.

@@ -40,6 +40,13 @@ impl Hash {
         bytes.try_into().ok().map(Self)
     }
 
+    /// A digest in hexadecimal.
+    pub fn from_hex(text: &str) -> Option<Self> {
+        let (pairs, []) = text.as_bytes().as_chunks::<2>() else { return None };
+        let byte = |pair: &[u8; 2]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+        Self::read(&pairs.iter().map(byte).collect::<Option<Vec<u8>>>()?)
+    }
+
     /// Lower-case hexadecimal.
     pub fn hex(&self) -> String {
         hex(&self.0)

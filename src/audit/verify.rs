@@ -1,6 +1,7 @@
 //! Verification: every leaf from its columns, every root at every head, every seal and signature; all breaks, not the first.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::atomic::Ordering;
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::{ExpressionMethods, QueryDsl, SelectableHelper};
@@ -13,6 +14,7 @@ use super::log::Log;
 use super::merkle::{Frontier, Hash, Node, hex};
 use super::note::{self, VerifierKey};
 use super::row::Stored;
+use super::staged;
 use super::tree::HEADS;
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
@@ -34,6 +36,11 @@ pub struct Range {
     pub from: Option<Timestamp>,
     /// Only what was appended before this time.
     pub to: Option<Timestamp>,
+}
+
+impl Range {
+    /// The whole log.
+    pub const EVERYTHING: Self = Self { from: None, to: None };
 }
 
 /// What a verification found.
@@ -107,6 +114,15 @@ impl Log {
     /// The store's: what is broken is told in the report.
     pub async fn verify(&self, range: Range, deadline: &Deadline) -> Result<Report> {
         self.drained(deadline).await?;
+        self.verify_at_rest(range, deadline).await
+    }
+
+    /// Verifies what is in the log now; what is staged is still on its way, and only its seals are looked at.
+    ///
+    /// # Errors
+    /// As [`Log::verify`].
+    pub async fn verify_at_rest(&self, range: Range, deadline: &Deadline) -> Result<Report> {
+        self.verified.store(0, Ordering::Relaxed);
         let whole = range.from.is_none() && range.to.is_none();
         let findings = self
             .store
@@ -133,6 +149,9 @@ impl Log {
                 if whole {
                     verify_strangers(connection, &streams, &mut findings).await?;
                     self.verify_heads(connection, &heads, &mut findings).await?;
+                    for number in staged::strangers(connection, self.keyring.own()?, self.keyring.deployment()).await? {
+                        findings.add(HEADS, number, "audit_staged", "an entry that a daemon has staged", "another one");
+                    }
                 }
                 let erased = erased(connection, &findings.persons).await?;
                 Ok((findings.entries, findings.breaks, erased))
@@ -148,7 +167,7 @@ impl Log {
     /// # Errors
     /// [`Error::Tampered`], naming the first place.
     pub async fn verify_all(&self, deadline: &Deadline) -> Result<()> {
-        let report = self.verify(Range { from: None, to: None }, deadline).await?;
+        let report = self.verify(Range::EVERYTHING, deadline).await?;
         match report.breaks.iter().next() {
             None => Ok(()),
             Some(first) => Err(Error::Tampered {
@@ -220,6 +239,7 @@ impl Log {
                 }
             }
             after = end;
+            self.verified.fetch_add(u64::try_from(CHUNK).unwrap_or(0), Ordering::Relaxed);
             tokio::task::yield_now().await;
         }
         if whole {

@@ -24,6 +24,7 @@ mod setup;
 mod signing;
 mod socket;
 mod status;
+mod verify;
 
 /// Keeps the records that privacy and security law asks for, beside an application.
 #[derive(Debug, Parser)]
@@ -62,6 +63,7 @@ enum Command {
     Config(config::Args),
     Keyring(keyring::Args),
     Signing(signing::Args),
+    Verify(verify::Args),
     Openrpc(openrpc::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -84,6 +86,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Config(args) => config::run(args, &global),
         Command::Keyring(args) => keyring::run(args),
         Command::Signing(args) => signing::run(args, &global),
+        Command::Verify(args) => verify::run(args, &global),
         Command::Openrpc(args) => openrpc::run(args),
         Command::Completions(args) => completions::run(args),
         Command::Man(args) => man::run(args),
