@@ -12,7 +12,16 @@
     reason = "a test that cannot go on fails by a panic"
 )]
 
+mod access;
+mod bad_input;
+mod commands;
 mod dev;
+mod discover;
+mod limits;
+mod protocol;
 mod records;
 mod schema;
+mod settings;
+mod shutdown;
 mod support;
+mod system;

@@ -42,6 +42,12 @@ impl World {
         self.directory.path().join(name)
     }
 
+    /// Lets other users reach the sockets; the key stays its owner's.
+    pub fn open(&self) {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(self.directory.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
     /// Makes a key-encryption key.
     pub fn add_key(&self, name: &str) -> PathBuf {
         let path = self.path(name);
@@ -173,6 +179,29 @@ impl Daemon {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// Its answers are those of one that is well, whatever was done to it before.
+    pub fn assert_well(&self) {
+        let health = self.ok("system.health", json!({}));
+        assert_eq!(health["status"], "ok", "{health}");
+        let log = self.log();
+        assert!(!log.contains("panicked"), "{log}");
+    }
+
+    /// Waits until the only connection is the one that asks.
+    pub fn wait_for_no_connections(&self) {
+        let mut client = self.client();
+        wait_for("the connections' end", || {
+            (client.ok("system.status", json!({}))["connections"]["open"] == 1).then_some(())
+        });
+    }
+
+    /// A figure of its memory in KiB, as in `VmRSS` and `VmHWM`.
+    pub fn memory_kib(&self, figure: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(&format!("{figure}:"))).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
     /// Starts it again with the same configuration, after its end.
     pub fn start_again(&self) -> Self {
         let daemon = Self::spawn(&self.config, &self.socket);
@@ -187,7 +216,10 @@ impl Drop for Daemon {
         let _ = kill(self.pid(), Signal::SIGKILL);
         let _ = self.child.wait();
         if std::thread::panicking() {
-            eprintln!("--- {}\n{}", self.log.display(), self.log());
+            let log = self.log();
+            let last: Vec<&str> = log.lines().rev().take(50).collect();
+            eprintln!("--- the end of {}", self.log.display());
+            last.into_iter().rev().for_each(|line| eprintln!("{line}"));
         }
     }
 }
