@@ -77,6 +77,28 @@ fn a_stranger_may_nothing_and_root_everything() {
 }
 
 #[test]
+fn without_rules_two_groups_have_their_roles() {
+    if !can_be_others() {
+        return;
+    }
+    let world = World::new();
+    world.open();
+    let groups = "sidekeep-users:x:54322:\nsidekeep-admin:x:54323:\n";
+    let Some(daemon) = world.start_with_groups(groups, "socket.mode = \"0666\"\n") else {
+        eprintln!("not run: there are no mount namespaces here");
+        return;
+    };
+    let mut users = allowed(&daemon, &Somebody::new(99_999, 99_999, &[GROUP]));
+    let mut expected = app();
+    users.sort();
+    expected.sort();
+    assert_eq!(users, expected);
+    assert_eq!(allowed(&daemon, &Somebody::new(99_999, OTHER_GROUP, &[])), named(&[""]));
+    assert_eq!(allowed(&daemon, &stranger()), Vec::<String>::new());
+    daemon.stop();
+}
+
+#[test]
 fn a_rule_is_for_a_user_or_a_group_by_name_or_number() {
     if !can_be_others() {
         return;
