@@ -2,7 +2,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -10,11 +10,13 @@ use futures_util::FutureExt;
 use jsonrpsee::types::{ErrorObjectOwned, Request};
 use jsonrpsee::{MethodResponse, ResponsePayload};
 use serde_json::value::RawValue;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::access::{Policy, PolicyError};
+use super::budget::Budget;
+use super::context::bytes;
 use super::error;
 use super::methods::{Entry, Methods};
 use super::params::Context;
@@ -34,11 +36,18 @@ pub struct Calls {
     app: Arc<App>,
     methods: Methods,
     access: ArcSwap<Granted>,
-    in_flight: Arc<Semaphore>,
+    in_flight: Semaphore,
     draining: AtomicBool,
     cut: CancellationToken,
     next_id: AtomicU64,
+    connections: AtomicUsize,
+    working: Semaphore,
+    budget: Budget,
 }
+
+/// How many calls may work for each connection of the pool: some on the way to it, some on the way from it. The others wait
+/// before they hold anything but their request.
+const WORKING: usize = 2;
 
 /// `[access]` as it is in force.
 #[derive(Debug)]
@@ -73,13 +82,16 @@ impl Calls {
         let granted = Granted::new(&app.config.access, &methods)?;
         let limit = app.config.limits.calls;
         Ok(Arc::new(Self {
+            working: Semaphore::new(app.config.database.pool.saturating_mul(WORKING)),
+            budget: Budget::new(bytes(app.config.limits.buffered_bytes)),
             app,
             methods,
             access: ArcSwap::from_pointee(granted),
-            in_flight: Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS))),
+            in_flight: Semaphore::new(limit.min(Semaphore::MAX_PERMITS)),
             draining: AtomicBool::new(false),
             cut: CancellationToken::new(),
             next_id: AtomicU64::new(random()),
+            connections: AtomicUsize::new(0),
         }))
     }
 
@@ -96,6 +108,26 @@ impl Calls {
     /// How many calls are in flight, of those that are counted.
     pub fn in_flight(&self) -> usize {
         self.app.config.limits.calls.saturating_sub(self.in_flight.available_permits())
+    }
+
+    /// The room for what connections hold.
+    pub fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
+    /// How many clients are connected.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    /// A client has connected.
+    pub fn connected(&self) {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The connection of one has ended.
+    pub fn disconnected(&self) {
+        self.connections.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Follows other rules from the next call on.
@@ -203,22 +235,30 @@ impl Calls {
         Ok(result)
     }
 
-    /// A place among the calls in flight.
-    async fn admit(&self, deadline: &Deadline) -> Result<tokio::sync::OwnedSemaphorePermit> {
+    /// A place among the calls in flight, and then one among those that work, while there is memory for what they answer.
+    async fn admit(&self, deadline: &Deadline) -> Result<[SemaphorePermit<'_>; 2]> {
         if self.cut.is_cancelled() {
             return Err(Error::unavailable("this daemon is ending; connect again"));
         }
-        if let Ok(permit) = self.in_flight.clone().try_acquire_owned() {
-            return Ok(permit);
+        if let (Ok(place), Ok(work), true) =
+            (self.in_flight.try_acquire(), self.working.try_acquire(), self.budget.has_any())
+        {
+            return Ok([place, work]);
         }
         let wait = deadline.within(self.app.config.database.acquire_timeout.duration());
-        match wait.run(self.in_flight.clone().acquire_owned()).await {
-            Ok(Ok(permit)) => Ok(permit),
-            _ => Err(Error::Overloaded {
-                what: "too many calls in flight",
-                retry_after: Duration::from_secs(1),
-            }),
+        let overloaded = |what| Error::Overloaded { what, retry_after: Duration::from_secs(1) };
+        let place = match wait.run(self.in_flight.acquire()).await {
+            Ok(Ok(place)) => place,
+            _ => return Err(overloaded("too many calls in flight")),
+        };
+        let Ok(Ok(work)) = wait.run(self.working.acquire()).await else {
+            return Err(overloaded("too many calls wait for PostgreSQL"));
+        };
+        // Answers that nobody reads hold up new ones before memory ends; their connections are closed meanwhile.
+        if wait.run(self.budget.any()).await.is_err() {
+            return Err(overloaded("no memory for answers"));
         }
+        Ok([place, work])
     }
 }
 

@@ -27,6 +27,17 @@ pub trait Dispatch: Send + Sync + 'static {
 
     /// Ends what is in flight now, each call with what is true of it.
     fn cut(&self);
+
+    /// The room for what its connections hold.
+    fn budget(&self) -> Budget {
+        Budget::new(bytes(self.config().limits.buffered_bytes))
+    }
+
+    /// A client has connected.
+    fn connected(&self) {}
+
+    /// The connection of one has ended.
+    fn disconnected(&self) {}
 }
 
 impl Dispatch for Calls {
@@ -44,6 +55,18 @@ impl Dispatch for Calls {
 
     fn cut(&self) {
         Self::cut(self);
+    }
+
+    fn budget(&self) -> Budget {
+        Self::budget(self).clone()
+    }
+
+    fn connected(&self) {
+        Self::connected(self);
+    }
+
+    fn disconnected(&self) {
+        Self::disconnected(self);
     }
 }
 
@@ -100,11 +123,12 @@ impl<D: Dispatch> Context<D> {
             read_timeout: config.limits.read_timeout.duration(),
             write_timeout: config.limits.write_timeout.duration(),
         };
-        let budget = Budget::new(bytes(config.limits.buffered_bytes));
+        let budget = calls.budget();
         Self { calls, bounds, budget, tracker: TaskTracker::new(), drain, abort }
     }
 }
 
-fn bytes(size: Size) -> usize {
+/// A size of the configuration, as memory is counted.
+pub(super) fn bytes(size: Size) -> usize {
     usize::try_from(size.bytes()).unwrap_or(usize::MAX)
 }

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 mod json;
 
-pub use json::{Json, Object, object, plain};
+pub use json::{Json, Object, member_fault, object, plain};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, de};

@@ -135,6 +135,7 @@ impl<D: Dispatch> Connection<D> {
             }
             match ready!(self.poll_timer(cx)) {
                 Stall::Write => return Poll::Ready(Ended::Done),
+                Stall::Look => {}
                 stall => self.give_up(stall),
             }
         }
@@ -338,12 +339,14 @@ impl<D: Dispatch> Connection<D> {
     fn poll_timer(&mut self, cx: &mut TaskContext<'_>) -> Poll<Stall> {
         let bounds = self.context.bounds;
         // Memory that others wait for is not left to who does not read.
-        let unread =
-            if self.starved.is_some() { LINGER.min(bounds.write_timeout) } else { bounds.write_timeout };
+        let wanted = self.starved.is_some() || !self.context.budget.has_any();
+        let unread = if wanted { LINGER.min(bounds.write_timeout) } else { bounds.write_timeout };
         let unfinished = self.wants_input() && self.frames.is_unfinished();
         let starving = self.starved.is_some() && self.phase == Phase::Open;
         self.timer.watch(Stall::Write, (!self.output.is_empty()).then_some(unread));
         self.timer.watch(Stall::Read, unfinished.then_some(bounds.read_timeout));
+        let holds = self.output.len() > UNCOUNTED;
+        self.timer.watch(Stall::Look, holds.then_some(LINGER));
         self.timer.watch(Stall::Room, starving.then_some(bounds.room_wait()));
         self.timer.poll(cx)
     }
