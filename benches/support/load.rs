@@ -51,7 +51,12 @@ impl Load {
 }
 
 /// Says how many answers came; all were waited for.
-async fn keep_up(mut stream: UnixStream, window: Vec<u8>, shape: Shape, begun: Instant) -> std::io::Result<u32> {
+async fn keep_up(
+    mut stream: UnixStream,
+    window: Vec<u8>,
+    shape: Shape,
+    begun: Instant,
+) -> std::io::Result<u32> {
     let (line, mut buffer) = (window.len() / shape.depth.max(1), vec![0; 64 * 1024]);
     let (mut in_flight, mut answers) = (shape.depth, 0);
     stream.write_all(&window).await?;

@@ -56,11 +56,7 @@ pub(crate) fn pipelined(
             all_ours.push(ours);
         }
         let ratio = median(&mut ratios);
-        let figures = format!(
-            "{:>9.0}/s   echo {:>9.0}/s",
-            median(&mut all_ours),
-            median(&mut all_baseline)
-        );
+        let figures = format!("{:>9.0}/s   echo {:>9.0}/s", median(&mut all_ours), median(&mut all_baseline));
         report.figure(&format!("{depth} in flight on each"), &figures);
         if depth == 16 {
             report.target("system.health / echo, 32 x 16", ratio, "", Target::AtLeast(0.4));

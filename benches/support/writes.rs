@@ -27,21 +27,26 @@ pub(crate) fn all(report: &mut Report, daemon: &Daemon, extent: Extent) -> anyho
         Ok(())
     };
     let user = |number: u32| format!("bench-{number}");
-    series("profile.create", &|number| {
-        json!({ "user_id": user(number), "username": "ada", "email": "ada@example.org" })
-    })?;
-    series("profile.update", &|number| {
-        json!({ "user_id": user(number), "changes": { "full_name": "Ada Lovelace" } })
-    })?;
-    series("preferences.set", &|number| {
-        json!({ "user_id": user(number), "preferences": { "theme": "light", "language": "en" } })
-    })?;
-    series("preferences.update", &|number| {
-        json!({ "user_id": user(number), "changes": { "theme": "dark", "count": number } })
-    })?;
-    series("consent.record", &|number| {
-        json!({ "user_id": user(number), "consent_type": "newsletter", "granted": number % 2 == 0 })
-    })?;
+    series(
+        "profile.create",
+        &|number| json!({ "user_id": user(number), "username": "ada", "email": "ada@example.org" }),
+    )?;
+    series(
+        "profile.update",
+        &|number| json!({ "user_id": user(number), "changes": { "full_name": "Ada Lovelace" } }),
+    )?;
+    series(
+        "preferences.set",
+        &|number| json!({ "user_id": user(number), "preferences": { "theme": "light", "language": "en" } }),
+    )?;
+    series(
+        "preferences.update",
+        &|number| json!({ "user_id": user(number), "changes": { "theme": "dark", "count": number } }),
+    )?;
+    series(
+        "consent.record",
+        &|number| json!({ "user_id": user(number), "consent_type": "newsletter", "granted": number % 2 == 0 }),
+    )?;
     append(report, &mut client, extent)
 }
 

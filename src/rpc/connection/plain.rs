@@ -9,10 +9,11 @@ use std::task::{Context as TaskContext, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use jsonrpsee::types::ErrorObjectOwned;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::UnixStream;
-use tokio::sync::mpsc;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::scratch::Scratch;
@@ -20,7 +21,7 @@ use super::stall::{Stall, Timer};
 use super::{LINGER, UNCOUNTED};
 use crate::rpc::budget::Room;
 use crate::rpc::context::{Context, Dispatch};
-use crate::rpc::execution::{Answer, Started, start};
+use crate::rpc::execution::{Running, Started, start};
 use crate::rpc::frames::{Frame, Frames, Rest};
 use crate::rpc::outbox::Outbox;
 use crate::rpc::peer::Peer;
@@ -69,8 +70,9 @@ pub(super) struct Connection<D> {
     in_flight: usize,
     /// Those of them whose answers are in `output`.
     answered: usize,
-    /// Where calls that were spawned put their answers; made for the first of them.
-    finished: Option<(mpsc::UnboundedSender<Answer>, mpsc::UnboundedReceiver<Answer>)>,
+    /// Calls that have begun and not ended. They run on the connection's own task: a task for each would cost a short call more
+    /// than the call itself, and wake other threads for it.
+    running: FuturesUnordered<Running>,
     room: Room,
     /// Waits for room, while there is none.
     starved: Option<Pin<Box<dyn Future<Output = Room> + Send>>>,
@@ -94,7 +96,7 @@ impl<D: Dispatch> Connection<D> {
             output: Outbox::default(),
             in_flight: 0,
             answered: 0,
-            finished: None,
+            running: FuturesUnordered::new(),
             room: context.budget.room(),
             starved: None,
             timer: Timer::default(),
@@ -138,8 +140,11 @@ impl<D: Dispatch> Connection<D> {
         }
     }
 
-    /// The stream alone.
+    /// The stream alone. Calls that are still running go on by themselves.
     pub(super) fn into_stream(self) -> UnixStream {
+        for call in self.running {
+            self.context.tracker.spawn(call);
+        }
         self.stream
     }
 
@@ -162,8 +167,7 @@ impl<D: Dispatch> Connection<D> {
         if self.in_flight == self.answered {
             return;
         }
-        let Some((_, receiver)) = &mut self.finished else { return };
-        while let Poll::Ready(Some(answer)) = receiver.poll_recv(cx) {
+        while let Poll::Ready(Some(answer)) = self.running.poll_next_unpin(cx) {
             match answer {
                 Some(line) => {
                     self.output.push(line);
@@ -301,13 +305,8 @@ impl<D: Dispatch> Connection<D> {
             Started::Answered(None) => {}
             Started::Answered(Some(line)) => self.answer(line),
             Started::Running(call) => {
-                let (sender, _) = self.finished.get_or_insert_with(mpsc::unbounded_channel);
-                let sender = sender.clone();
                 self.in_flight += 1;
-                self.context.tracker.spawn(async move {
-                    // Nobody listens any more when the client has gone away, and the call has gone on.
-                    let _ = sender.send(call.await);
-                });
+                self.running.push(call);
             }
         }
     }

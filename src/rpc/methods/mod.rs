@@ -17,6 +17,7 @@ use serde_json::value::RawValue;
 
 use super::call::Call;
 use super::error::{self, Kind};
+use super::figures::Figures;
 use super::params::{self, Context};
 use crate::error::{Error, Result};
 
@@ -104,6 +105,8 @@ pub struct Entry {
     pub uncounted: bool,
     /// Reads the parameters and does the work.
     pub handler: Handler,
+    /// What is counted of its calls.
+    pub(super) figures: Figures,
     /// What `rpc.discover` says of it.
     pub about: About,
     /// The schema of its parameters, and of its result.
@@ -161,6 +164,7 @@ impl Methods {
             writes: about.writes,
             uncounted: about.uncounted,
             handler,
+            figures: Figures::default(),
             about,
             schemas: |generator| (P::json_schema(generator), generator.subschema_for::<R>()),
         });
