@@ -18,6 +18,7 @@ use plain::{Connection, Ended};
 use scratch::Scratch;
 
 mod plain;
+mod running;
 mod scratch;
 mod stall;
 

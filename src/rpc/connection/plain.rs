@@ -9,19 +9,18 @@ use std::task::{Context as TaskContext, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
 use jsonrpsee::types::ErrorObjectOwned;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::UnixStream;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
+use super::running::Calls;
 use super::scratch::Scratch;
 use super::stall::{Stall, Timer};
 use super::{LINGER, UNCOUNTED};
 use crate::rpc::budget::Room;
 use crate::rpc::context::{Context, Dispatch};
-use crate::rpc::execution::{Running, Started, start};
+use crate::rpc::execution::{Started, start};
 use crate::rpc::frames::{Frame, Frames, Rest};
 use crate::rpc::outbox::Outbox;
 use crate::rpc::peer::Peer;
@@ -70,9 +69,8 @@ pub(super) struct Connection<D> {
     in_flight: usize,
     /// Those of them whose answers are in `output`.
     answered: usize,
-    /// Calls that have begun and not ended. They run on the connection's own task: a task for each would cost a short call more
-    /// than the call itself, and wake other threads for it.
-    running: FuturesUnordered<Running>,
+    /// Calls that have begun and not ended.
+    running: Calls,
     room: Room,
     /// Waits for room, while there is none.
     starved: Option<Pin<Box<dyn Future<Output = Room> + Send>>>,
@@ -96,7 +94,7 @@ impl<D: Dispatch> Connection<D> {
             output: Outbox::default(),
             in_flight: 0,
             answered: 0,
-            running: FuturesUnordered::new(),
+            running: Calls::default(),
             room: context.budget.room(),
             starved: None,
             timer: Timer::default(),
@@ -142,7 +140,7 @@ impl<D: Dispatch> Connection<D> {
 
     /// The stream alone. Calls that are still running go on by themselves.
     pub(super) fn into_stream(self) -> UnixStream {
-        for call in self.running {
+        for call in self.running.into_rest() {
             self.context.tracker.spawn(call);
         }
         self.stream
@@ -167,15 +165,14 @@ impl<D: Dispatch> Connection<D> {
         if self.in_flight == self.answered {
             return;
         }
-        while let Poll::Ready(Some(answer)) = self.running.poll_next_unpin(cx) {
-            match answer {
-                Some(line) => {
-                    self.output.push(line);
-                    self.answered += 1;
-                }
-                None => self.in_flight -= 1,
+        let (output, answered, in_flight) = (&mut self.output, &mut self.answered, &mut self.in_flight);
+        self.running.poll(cx, |answer| match answer {
+            Some(line) => {
+                output.push(line);
+                *answered += 1;
             }
-        }
+            None => *in_flight -= 1,
+        });
     }
 
     fn poll_output(&mut self, cx: &mut TaskContext<'_>) -> io::Result<()> {
