@@ -9,6 +9,7 @@ mod system;
 
 use std::collections::HashMap;
 
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Serialize;
@@ -149,12 +150,11 @@ impl Methods {
             let begun = params::read::<P>(params).and_then(|(context, params)| Ok((begin(context)?, params)));
             match begun {
                 Err(error) => Box::pin(std::future::ready(Err(error))),
-                Ok((call, params)) => {
-                    let work = handler(call, params);
-                    Box::pin(
-                        async move { serde_json::value::to_raw_value(&work.await?).map_err(Error::internal) },
-                    )
-                }
+                // Mapped and not awaited: an async block would hold the work twice, once before it is polled and once while it is.
+                Ok((call, params)) => Box::pin(
+                    handler(call, params)
+                        .map(|result| serde_json::value::to_raw_value(&result?).map_err(Error::internal)),
+                ),
             }
         });
         self.places.insert(about.name, self.entries.len());
