@@ -4,8 +4,8 @@
 //! temporary folder and the real daemon (`sidekeep serve`, another process), and end with one PASS or FAIL for each target;
 //! a target that is missed makes the exit code 1.
 //!
-//! How it is fair: baseline and daemon are measured by the same client, in turns of a fraction of a second, so that whatever else
-//! the machine does meets both. A ratio is the median of the ratios of the turns, each of neighbours in time.
+//! How it is fair: baseline and daemon are measured by the same client, in turns of milliseconds, so that whatever else the machine
+//! does meets both. A ratio is that of the medians over all turns. The baselines say of themselves what they do.
 
 mod support;
 
