@@ -8,7 +8,6 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use futures_util::FutureExt;
 use jsonrpsee::types::{ErrorObjectOwned, Request};
-use jsonrpsee::{MethodResponse, ResponsePayload};
 use serde_json::value::RawValue;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
@@ -18,6 +17,7 @@ use super::access::{Policy, PolicyError};
 use super::budget::Budget;
 use super::context::bytes;
 use super::error;
+use super::figures::OK;
 use super::methods::{Entry, Methods};
 use super::params::Context;
 use super::peer::Peer;
@@ -38,7 +38,7 @@ pub struct Calls {
     access: ArcSwap<Granted>,
     in_flight: Semaphore,
     draining: AtomicBool,
-    cut: CancellationToken,
+    cut: Arc<CancellationToken>,
     next_id: AtomicU64,
     connections: AtomicUsize,
     working: Semaphore,
@@ -89,7 +89,7 @@ impl Calls {
             access: ArcSwap::from_pointee(granted),
             in_flight: Semaphore::new(limit.min(Semaphore::MAX_PERMITS)),
             draining: AtomicBool::new(false),
-            cut: CancellationToken::new(),
+            cut: Arc::new(CancellationToken::new()),
             next_id: AtomicU64::new(random()),
             connections: AtomicUsize::new(0),
         }))
@@ -160,17 +160,9 @@ impl Calls {
         self: &Arc<Self>,
         peer: &Arc<Peer>,
         request: Request<'static>,
-    ) -> impl Future<Output = MethodResponse> + Send + 'static {
+    ) -> impl Future<Output = Result<Box<RawValue>, ErrorObjectOwned>> + Send + 'static {
         let (calls, peer) = (self.clone(), peer.clone());
-        async move {
-            let result = calls.answer(&peer, &request.method, request.params.as_deref()).await;
-            match result {
-                Ok(result) => {
-                    MethodResponse::response(request.id, ResponsePayload::success(result), usize::MAX)
-                }
-                Err(error) => MethodResponse::error(request.id, error),
-            }
-        }
+        async move { calls.answer(&peer, &request.method, request.params.as_deref()).await }
     }
 
     async fn answer(
@@ -190,11 +182,9 @@ impl Calls {
         let work =
             AssertUnwindSafe(tracing::Instrument::instrument(self.run(entry, peer, params), span.clone()));
         let result = work.catch_unwind().await.unwrap_or_else(|_| Err(Error::internal("a call panicked")));
-        let outcome = result.as_ref().map_or_else(error::outcome, |_| "ok");
-        metrics::counter!(telemetry::CALLS, "method" => entry.name, "outcome" => outcome).increment(1);
-        metrics::histogram!(telemetry::CALL_DURATION, "method" => entry.name).record(started.elapsed());
-        let _entered = span.enter();
-        tracing::debug!(outcome, duration_us = started.elapsed().as_micros(), "answered");
+        let (outcome, took) = (result.as_ref().map_or_else(error::outcome, |_| OK), started.elapsed());
+        entry.figures.count(entry.name, outcome, took);
+        span.in_scope(|| tracing::debug!(outcome, duration_us = took.as_micros(), "answered"));
         result.map_err(|error| {
             if let Error::Internal(cause) = &error {
                 tracing::error!(method = entry.name, request_id = %id, cause = %chain(&**cause), "internal error");
@@ -209,8 +199,7 @@ impl Calls {
         peer: &Arc<Peer>,
         params: Option<&RawValue>,
     ) -> Result<Box<RawValue>> {
-        let granted = self.access.load_full();
-        if !granted.policy.allows(peer, entry.name) {
+        if !self.access.load().policy.allows(peer, entry.name) {
             return Err(Error::Forbidden { method: entry.name.to_owned(), uid: peer.uid });
         }
         let deadline = Deadline::after(self.app.config.limits.call_timeout.duration(), self.cut.clone());
@@ -219,7 +208,7 @@ impl Calls {
             self.app.ready()?;
         }
         let call = |context: Context| {
-            granted.check_purpose(entry, &context)?;
+            self.access.load().check_purpose(entry, &context)?;
             let (app, calls) = (self.app.clone(), self.clone());
             Ok(Call { app, calls, deadline: deadline.clone(), peer: peer.clone(), context })
         };

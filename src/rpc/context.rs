@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use jsonrpsee::MethodResponse;
-use jsonrpsee::types::Request;
+use jsonrpsee::types::{ErrorObjectOwned, Request};
+use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -23,7 +23,7 @@ pub trait Dispatch: Send + Sync + 'static {
         self: &Arc<Self>,
         peer: &Arc<Peer>,
         request: Request<'static>,
-    ) -> impl Future<Output = MethodResponse> + Send + 'static;
+    ) -> impl Future<Output = Result<Box<RawValue>, ErrorObjectOwned>> + Send + 'static;
 
     /// Ends what is in flight now, each call with what is true of it.
     fn cut(&self);
@@ -49,7 +49,7 @@ impl Dispatch for Calls {
         self: &Arc<Self>,
         peer: &Arc<Peer>,
         request: Request<'static>,
-    ) -> impl Future<Output = MethodResponse> + Send + 'static {
+    ) -> impl Future<Output = Result<Box<RawValue>, ErrorObjectOwned>> + Send + 'static {
         self.call(peer, request)
     }
 

@@ -53,6 +53,8 @@ impl Store {
         let target = connect::Target::new(database, url, tracker.clone())?;
         let pool = deadpool::managed::Pool::builder(pool::Manager::new(target))
             .max_size(database.pool)
+            // The one used last: its server process has the caches warm, and the others may sleep.
+            .queue_mode(deadpool::managed::QueueMode::Lifo)
             .runtime(deadpool::Runtime::Tokio1)
             .build()
             .map_err(|error| connect::ConnectError::Url(error.to_string()))?;

@@ -9,6 +9,7 @@ mod system;
 
 use std::collections::HashMap;
 
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Serialize;
@@ -17,6 +18,7 @@ use serde_json::value::RawValue;
 
 use super::call::Call;
 use super::error::{self, Kind};
+use super::figures::Figures;
 use super::params::{self, Context};
 use crate::error::{Error, Result};
 
@@ -104,6 +106,8 @@ pub struct Entry {
     pub uncounted: bool,
     /// Reads the parameters and does the work.
     pub handler: Handler,
+    /// What is counted of its calls.
+    pub(super) figures: Figures,
     /// What `rpc.discover` says of it.
     pub about: About,
     /// The schema of its parameters, and of its result.
@@ -146,12 +150,11 @@ impl Methods {
             let begun = params::read::<P>(params).and_then(|(context, params)| Ok((begin(context)?, params)));
             match begun {
                 Err(error) => Box::pin(std::future::ready(Err(error))),
-                Ok((call, params)) => {
-                    let work = handler(call, params);
-                    Box::pin(
-                        async move { serde_json::value::to_raw_value(&work.await?).map_err(Error::internal) },
-                    )
-                }
+                // Mapped and not awaited: an async block would hold the work twice, once before it is polled and once while it is.
+                Ok((call, params)) => Box::pin(
+                    handler(call, params)
+                        .map(|result| serde_json::value::to_raw_value(&result?).map_err(Error::internal)),
+                ),
             }
         });
         self.places.insert(about.name, self.entries.len());
@@ -161,6 +164,7 @@ impl Methods {
             writes: about.writes,
             uncounted: about.uncounted,
             handler,
+            figures: Figures::default(),
             about,
             schemas: |generator| (P::json_schema(generator), generator.subschema_for::<R>()),
         });
