@@ -1,6 +1,6 @@
 //! The only reader of the time, and the one form in which times cross the socket.
 
-use chrono::{DateTime, Datelike, SubsecRound, Utc};
+use chrono::{DateTime, Datelike, SubsecRound, Timelike, Utc};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
@@ -40,7 +40,11 @@ impl From<DateTime<Utc>> for Timestamp {
 
 impl std::fmt::Display for Timestamp {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0.format("%Y-%m-%dT%H:%M:%S%.6fZ"))
+        // Field by field, which is several times as fast as chrono's patterns.
+        let (date, time) = (self.0.date_naive(), self.0.time());
+        let micros = self.0.timestamp_subsec_micros() % 1_000_000;
+        write!(f, "{:04}-{:02}-{:02}T", date.year(), date.month(), date.day())?;
+        write!(f, "{:02}:{:02}:{:02}.{micros:06}Z", time.hour(), time.minute(), time.second())
     }
 }
 

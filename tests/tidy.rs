@@ -26,6 +26,7 @@ const LAYERS: &[&[&str]] = &[
     &["rpc"],
     &["app"],
     &["records"],
+    &["audit"],
     &["keyring"],
     &["store"],
     &["durable", "telemetry"],

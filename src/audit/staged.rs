@@ -142,12 +142,18 @@ pub async fn orphans(
 /// # Errors
 /// The database's.
 pub async fn strangers(connection: &mut Connection, own: &Deployment, deployment: &str) -> Result<Vec<i64>> {
-    let rows: Vec<Stored> = audit_staged::table.order(audit_staged::number).select(Stored::as_select()).load(connection).await?;
+    let rows: Vec<Stored> =
+        audit_staged::table.order(audit_staged::number).select(Stored::as_select()).load(connection).await?;
     let genuine = |row: Stored| {
         let entry = row.entry()?;
         own.verifies(PURPOSE, &[deployment.as_bytes(), &entry.2.canonical()], &entry.1).then_some(())
     };
-    Ok(rows.into_iter().map(|row| (row.number, genuine(row))).filter(|(_, genuine)| genuine.is_none()).map(|(number, _)| number).collect())
+    Ok(rows
+        .into_iter()
+        .map(|row| (row.number, genuine(row)))
+        .filter(|(_, genuine)| genuine.is_none())
+        .map(|(number, _)| number)
+        .collect())
 }
 
 /// Which of these are still there.

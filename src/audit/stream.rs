@@ -9,8 +9,9 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Row, Statement};
 
+use super::columns::Columns;
 use super::entry::{Entry, FORMAT};
-use super::merkle::{Frontier, Hash, Node};
+use super::merkle::{Frontier, Hash};
 use crate::error::{Error, Result};
 use crate::keyring::Deployment;
 use crate::store::{Deadline, Dedicated, Store};
@@ -145,15 +146,15 @@ impl Stream {
         let leasing = async {
             let append = connection.client.prepare(APPEND).await.map_err(away)?;
             // The new epoch and its seal are one transaction: a head without its seal would be refused ever after.
-            connection.client.batch_execute("BEGIN").await.map_err(away)?;
+            connection.begin().await.map_err(away)?;
             match connection.client.query_opt(TAKE, &[&LEASE]).await.map_err(away)? {
                 Some(row) => {
                     let stream = Self::taken(connection, append, own, name, &row).await?;
-                    stream.connection.client.batch_execute("COMMIT").await.map_err(away)?;
+                    stream.connection.commit().await.map_err(away)?;
                     Ok(stream)
                 }
                 None => {
-                    connection.client.batch_execute("COMMIT").await.map_err(away)?;
+                    connection.commit().await.map_err(away)?;
                     Self::made(connection, append, own, name).await
                 }
             }
@@ -409,7 +410,7 @@ impl Stream {
         let connection = store.dedicated(deadline).await?;
         let fencing = async {
             let append = connection.client.prepare(APPEND).await.map_err(away)?;
-            connection.client.batch_execute("BEGIN").await.map_err(away)?;
+            connection.begin().await.map_err(away)?;
             let fenced = connection
                 .client
                 .query_opt(FENCE, &[&self.number, &self.epoch, &LEASE])
@@ -417,7 +418,7 @@ impl Stream {
                 .map_err(away)?;
             let Some(row) = fenced else {
                 // Somebody else has the stream, so nothing of ours can commit any more: the log itself tells.
-                connection.client.batch_execute("COMMIT").await.map_err(away)?;
+                connection.commit().await.map_err(away)?;
                 return Ok((self.look(&connection, sent).await?, None));
             };
             let (epoch, root): (i64, &[u8]) = (row.get("epoch"), row.get("root"));
@@ -426,7 +427,7 @@ impl Stream {
             let parts = head_parts(name, self.number, epoch, frontier.size(), frontier.root());
             let mac = own.mac(HEAD, &parts.parts());
             connection.client.execute(SEAL, &[&self.number, &epoch, &mac]).await.map_err(away)?;
-            connection.client.batch_execute("COMMIT").await.map_err(away)?;
+            connection.commit().await.map_err(away)?;
             let settled = if committed { Settled::Committed } else { Settled::NotCommitted };
             let clock = (row.get("now"), Instant::now());
             Ok((settled, Some((epoch, append, clock))))
@@ -466,58 +467,6 @@ pub(super) fn head_parts(name: &str, stream: i32, epoch: i64, size: u64, root: H
         name,
         numbers: [i64::from(stream).to_be_bytes(), epoch.to_be_bytes(), size.to_be_bytes()],
         root,
-    }
-}
-
-/// The values of a batch, a list for each column.
-#[derive(Default)]
-struct Columns {
-    position: Vec<i64>,
-    id: Vec<String>,
-    actor_id: Vec<Option<i64>>,
-    subject_id: Vec<Option<i64>>,
-    action: Vec<String>,
-    resource_type: Vec<Option<String>>,
-    resource_id: Vec<Option<String>>,
-    outcome: Vec<Option<String>>,
-    occurred_at: Vec<Option<DateTime<Utc>>>,
-    labels: Vec<Option<serde_json::Value>>,
-    client_sealed: Vec<Option<Vec<u8>>>,
-    metadata_sealed: Vec<Option<Vec<u8>>>,
-    leaf_hash: Vec<Vec<u8>>,
-    level: Vec<i32>,
-    index: Vec<i64>,
-    hash: Vec<Vec<u8>>,
-    staged: Vec<i64>,
-}
-
-impl Columns {
-    fn push(&mut self, sealed: &Sealed, leaf: Hash) {
-        let entry = &sealed.entry;
-        self.position.push(entry.position);
-        self.id.push(entry.id.clone());
-        self.actor_id.push(entry.actor_id);
-        self.subject_id.push(entry.subject_id);
-        self.action.push(entry.action.clone());
-        self.resource_type.push(entry.resource_type.clone());
-        self.resource_id.push(entry.resource_id.clone());
-        self.outcome.push(entry.outcome.clone());
-        self.occurred_at.push(entry.occurred_at);
-        self.labels.push(entry.labels.as_ref().and_then(|labels| serde_json::to_value(labels).ok()));
-        self.client_sealed.push(entry.client_sealed.clone());
-        self.metadata_sealed.push(entry.metadata_sealed.clone());
-        self.leaf_hash.push(leaf.bytes().to_vec());
-        self.staged.extend(sealed.staged);
-    }
-
-    fn complete(&mut self, node: Node, hash: Hash) {
-        if node.level.is_multiple_of(8)
-            && let (Ok(level), Ok(index)) = (i32::try_from(node.level), i64::try_from(node.index))
-        {
-            self.level.push(level);
-            self.index.push(index);
-            self.hash.push(hash.bytes().to_vec());
-        }
     }
 }
 

@@ -149,8 +149,16 @@ impl Log {
                 if whole {
                     verify_strangers(connection, &streams, &mut findings).await?;
                     self.verify_heads(connection, &heads, &mut findings).await?;
-                    for number in staged::strangers(connection, self.keyring.own()?, self.keyring.deployment()).await? {
-                        findings.add(HEADS, number, "audit_staged", "an entry that a daemon has staged", "another one");
+                    for number in
+                        staged::strangers(connection, self.keyring.own()?, self.keyring.deployment()).await?
+                    {
+                        findings.add(
+                            HEADS,
+                            number,
+                            "audit_staged",
+                            "an entry that a daemon has staged",
+                            "another one",
+                        );
                     }
                 }
                 let erased = erased(connection, &findings.persons).await?;

@@ -82,7 +82,10 @@ fn verify_proof(proof: &Path, key: &Path, global: &Global) -> anyhow::Result<()>
         .map_err(|error| coded(Code::Usage, format!("the proof is not what audit.prove answers: {error}")))?;
     let keys: Vec<VerifierKey> = read(key)?.lines().filter_map(VerifierKey::decode).collect();
     if keys.is_empty() {
-        return Err(coded(Code::Usage, format!("{}: holds no public key of `sidekeep signing public-key`", key.display())));
+        return Err(coded(
+            Code::Usage,
+            format!("{}: holds no public key of `sidekeep signing public-key`", key.display()),
+        ));
     }
     check_proof(&proof, &keys)?;
     if global.json {
@@ -97,24 +100,39 @@ fn verify_proof(proof: &Path, key: &Path, global: &Global) -> anyhow::Result<()>
 fn check_proof(proof: &Proof, keys: &[VerifierKey]) -> anyhow::Result<()> {
     let checkpoint = note::open(&proof.checkpoint, keys)
         .context("broken: the checkpoint is not signed by one of these keys")?;
-    anyhow::ensure!(checkpoint.size == proof.heads_size, "broken: the checkpoint covers {} heads", checkpoint.size);
+    anyhow::ensure!(
+        checkpoint.size == proof.heads_size,
+        "broken: the checkpoint covers {} heads",
+        checkpoint.size
+    );
     let head: Head = serde_json::from_str(&proof.head).context("broken: the head is not one")?;
     let placed: Placed = serde_json::from_str(&proof.canonical).context("broken: the entry is not one")?;
     anyhow::ensure!(
-        placed.stream == proof.stream && head.stream == proof.stream && placed.position == proof.position && head.size == proof.size,
+        placed.stream == proof.stream
+            && head.stream == proof.stream
+            && placed.position == proof.position
+            && head.size == proof.size,
         "broken: entry, head and proof are not about the same place"
     );
     let leaf = Hash::leaf(proof.canonical.as_bytes());
     let root = root_by_inclusion(leaf, proof.position, proof.size, &hashes(&proof.path)?);
-    anyhow::ensure!(root.is_some_and(|root| root.hex() == head.root), "broken: the path does not lead from the entry to the head");
+    anyhow::ensure!(
+        root.is_some_and(|root| root.hex() == head.root),
+        "broken: the path does not lead from the entry to the head"
+    );
     let leaf = Hash::leaf(proof.head.as_bytes());
     let root = root_by_inclusion(leaf, proof.head_index, proof.heads_size, &hashes(&proof.heads_path)?);
-    anyhow::ensure!(root == Some(checkpoint.root), "broken: the path does not lead from the head to the checkpoint");
+    anyhow::ensure!(
+        root == Some(checkpoint.root),
+        "broken: the path does not lead from the head to the checkpoint"
+    );
     Ok(())
 }
 
 fn hashes(path: &[String]) -> anyhow::Result<Vec<Hash>> {
-    path.iter().map(|step| Hash::from_hex(step).context("broken: a step is not a hash in hexadecimal")).collect()
+    path.iter()
+        .map(|step| Hash::from_hex(step).context("broken: a step is not a hash in hexadecimal"))
+        .collect()
 }
 
 fn read(path: &Path) -> anyhow::Result<String> {

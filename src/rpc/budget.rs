@@ -8,12 +8,23 @@ use tokio::sync::Semaphore;
 
 /// What all connections share.
 #[derive(Clone, Debug)]
-pub(super) struct Budget(Arc<Semaphore>);
+pub struct Budget(Arc<Semaphore>);
 
 impl Budget {
     /// Of so many bytes.
     pub(super) fn new(bytes: usize) -> Self {
         Self(Arc::new(Semaphore::new(bytes.min(Semaphore::MAX_PERMITS))))
+    }
+
+    /// Whether there is any room that nobody waits for.
+    pub(super) fn has_any(&self) -> bool {
+        self.0.available_permits() > 0
+    }
+
+    /// Waits until there is any room, behind those who wait for some already.
+    pub(super) async fn any(&self) {
+        // It is never closed, and the permit is given back at once.
+        let _ = self.0.acquire().await;
     }
 
     /// A share of nothing yet.
@@ -86,6 +97,22 @@ mod tests {
         assert!(other.resize(8));
         drop(one);
         assert!(other.resize(10));
+    }
+
+    #[tokio::test]
+    async fn whoever_asks_for_any_room_waits_behind_those_who_starve() {
+        let budget = Budget::new(10);
+        let mut one = budget.room();
+        assert!(one.resize(10));
+        let mut starving = Box::pin(one.grown(15));
+        assert!(futures_util::poll!(&mut starving).is_pending());
+        let mut any = Box::pin(budget.any());
+        assert!(futures_util::poll!(&mut any).is_pending());
+        assert!(one.resize(6));
+        assert!(futures_util::poll!(&mut any).is_pending(), "four bytes are free, and five are waited for");
+        drop(starving);
+        any.await;
+        assert!(budget.room().resize(4), "nothing is kept");
     }
 
     #[tokio::test]

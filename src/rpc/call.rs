@@ -1,21 +1,23 @@
 //! What every call passes through, whatever framing brought it: access, span, deadline, parameters, figures.
 
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use futures_util::FutureExt;
 use jsonrpsee::types::{ErrorObjectOwned, Request};
-use jsonrpsee::{MethodResponse, ResponsePayload};
 use serde_json::value::RawValue;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::access::{Policy, PolicyError};
+use super::budget::Budget;
+use super::context::bytes;
 use super::error;
+use super::figures::OK;
 use super::methods::{Entry, Methods};
 use super::params::Context;
 use super::peer::Peer;
@@ -36,11 +38,19 @@ pub struct Calls {
     app: Arc<App>,
     methods: Methods,
     access: ArcSwap<Granted>,
-    in_flight: Arc<Semaphore>,
+    in_flight: Semaphore,
     draining: AtomicBool,
-    cut: CancellationToken,
+    cut: Arc<CancellationToken>,
     next_id: AtomicU64,
+    connections: AtomicUsize,
+    working: Semaphore,
+    queued: Semaphore,
+    budget: Budget,
 }
+
+/// How many calls may work for each connection of the pool: some on the way to it, some on the way from it. The others wait
+/// before they hold anything but their request.
+const WORKING: usize = 2;
 
 /// `[access]` as it is in force.
 #[derive(Debug)]
@@ -75,13 +85,17 @@ impl Calls {
         let granted = Granted::new(&app.config.access, &methods)?;
         let limit = app.config.limits.calls;
         Ok(Arc::new(Self {
+            working: Semaphore::new(app.config.database.pool.saturating_mul(WORKING)),
+            queued: Semaphore::new(limit.min(Semaphore::MAX_PERMITS)),
+            budget: Budget::new(bytes(app.config.limits.buffered_bytes)),
             app,
             methods,
             access: ArcSwap::from_pointee(granted),
-            in_flight: Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS))),
+            in_flight: Semaphore::new(limit.min(Semaphore::MAX_PERMITS)),
             draining: AtomicBool::new(false),
-            cut: CancellationToken::new(),
+            cut: Arc::new(CancellationToken::new()),
             next_id: AtomicU64::new(random()),
+            connections: AtomicUsize::new(0),
         }))
     }
 
@@ -98,6 +112,26 @@ impl Calls {
     /// How many calls are in flight, of those that are counted.
     pub fn in_flight(&self) -> usize {
         self.app.config.limits.calls.saturating_sub(self.in_flight.available_permits())
+    }
+
+    /// The room for what connections hold.
+    pub fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
+    /// How many clients are connected.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    /// A client has connected.
+    pub fn connected(&self) {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The connection of one has ended.
+    pub fn disconnected(&self) {
+        self.connections.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Follows other rules from the next call on.
@@ -130,17 +164,9 @@ impl Calls {
         self: &Arc<Self>,
         peer: &Arc<Peer>,
         request: Request<'static>,
-    ) -> impl Future<Output = MethodResponse> + Send + 'static {
+    ) -> impl Future<Output = Result<Box<RawValue>, ErrorObjectOwned>> + Send + 'static {
         let (calls, peer) = (self.clone(), peer.clone());
-        async move {
-            let result = calls.answer(&peer, &request.method, request.params.as_deref()).await;
-            match result {
-                Ok(result) => {
-                    MethodResponse::response(request.id, ResponsePayload::success(result), usize::MAX)
-                }
-                Err(error) => MethodResponse::error(request.id, error),
-            }
-        }
+        async move { calls.answer(&peer, &request.method, request.params.as_deref()).await }
     }
 
     async fn answer(
@@ -160,11 +186,9 @@ impl Calls {
         let work =
             AssertUnwindSafe(tracing::Instrument::instrument(self.run(entry, peer, params), span.clone()));
         let result = work.catch_unwind().await.unwrap_or_else(|_| Err(Error::internal("a call panicked")));
-        let outcome = result.as_ref().map_or_else(error::outcome, |_| "ok");
-        metrics::counter!(telemetry::CALLS, "method" => entry.name, "outcome" => outcome).increment(1);
-        metrics::histogram!(telemetry::CALL_DURATION, "method" => entry.name).record(started.elapsed());
-        let _entered = span.enter();
-        tracing::debug!(outcome, duration_us = started.elapsed().as_micros(), "answered");
+        let (outcome, took) = (result.as_ref().map_or_else(error::outcome, |_| OK), started.elapsed());
+        entry.figures.count(entry.name, outcome, took);
+        span.in_scope(|| tracing::debug!(outcome, duration_us = took.as_micros(), "answered"));
         result.map_err(|error| {
             if let Error::Internal(cause) = &error {
                 tracing::error!(method = entry.name, request_id = %id, cause = %chain(&**cause), "internal error");
@@ -179,18 +203,17 @@ impl Calls {
         peer: &Arc<Peer>,
         params: Option<&RawValue>,
     ) -> Result<Box<RawValue>> {
-        let granted = self.access.load_full();
-        if !granted.policy.allows(peer, entry.name) {
+        if !self.access.load().policy.allows(peer, entry.name) {
             return Err(Error::Forbidden { method: entry.name.to_owned(), uid: peer.uid });
         }
         let deadline = Deadline::after(self.app.config.limits.call_timeout.duration(), self.cut.clone());
-        let _counted = if entry.uncounted { None } else { Some(self.admit(&deadline).await?) };
+        let _counted = if entry.uncounted { None } else { Some(self.admit(&deadline, entry.queued).await?) };
         if entry.stored {
             self.app.ready()?;
         }
         let begun = OnceLock::new();
         let call = |context: Context| {
-            granted.check_purpose(entry, &context)?;
+            self.access.load().check_purpose(entry, &context)?;
             let by = Arc::new(self.by(entry, peer, deadline.clone(), &context));
             let _ = begun.set(by.clone());
             Ok(Call { app: self.app.clone(), calls: self.clone(), by, peer: peer.clone(), context })
@@ -253,22 +276,32 @@ impl Calls {
         }
     }
 
-    /// A place among the calls in flight.
-    async fn admit(&self, deadline: &Deadline) -> Result<tokio::sync::OwnedSemaphorePermit> {
+    /// A place among the calls in flight, and then one among those that work, while there is memory for what they answer.
+    /// A call that only waits for the writers of the log needs no place to work.
+    async fn admit(&self, deadline: &Deadline, queued: bool) -> Result<[SemaphorePermit<'_>; 2]> {
+        let working = if queued { &self.queued } else { &self.working };
         if self.cut.is_cancelled() {
             return Err(Error::unavailable("this daemon is ending; connect again"));
         }
-        if let Ok(permit) = self.in_flight.clone().try_acquire_owned() {
-            return Ok(permit);
+        if let (Ok(place), Ok(work), true) =
+            (self.in_flight.try_acquire(), working.try_acquire(), self.budget.has_any())
+        {
+            return Ok([place, work]);
         }
         let wait = deadline.within(self.app.config.database.acquire_timeout.duration());
-        match wait.run(self.in_flight.clone().acquire_owned()).await {
-            Ok(Ok(permit)) => Ok(permit),
-            _ => Err(Error::Overloaded {
-                what: "too many calls in flight",
-                retry_after: Duration::from_secs(1),
-            }),
+        let overloaded = |what| Error::Overloaded { what, retry_after: Duration::from_secs(1) };
+        let place = match wait.run(self.in_flight.acquire()).await {
+            Ok(Ok(place)) => place,
+            _ => return Err(overloaded("too many calls in flight")),
+        };
+        let Ok(Ok(work)) = wait.run(working.acquire()).await else {
+            return Err(overloaded("too many calls wait for PostgreSQL"));
+        };
+        // Answers that nobody reads hold up new ones before memory ends; their connections are closed meanwhile.
+        if wait.run(self.budget.any()).await.is_err() {
+            return Err(overloaded("no memory for answers"));
         }
+        Ok([place, work])
     }
 }
 

@@ -20,6 +20,7 @@ use plain::{Connection, Ended};
 use scratch::Scratch;
 
 mod plain;
+mod running;
 mod scratch;
 mod stall;
 

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use jsonrpsee::MethodResponse;
-use jsonrpsee::types::Request;
+use jsonrpsee::types::{ErrorObjectOwned, Request};
+use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -23,10 +23,21 @@ pub trait Dispatch: Send + Sync + 'static {
         self: &Arc<Self>,
         peer: &Arc<Peer>,
         request: Request<'static>,
-    ) -> impl Future<Output = MethodResponse> + Send + 'static;
+    ) -> impl Future<Output = Result<Box<RawValue>, ErrorObjectOwned>> + Send + 'static;
 
     /// Ends what is in flight now, each call with what is true of it.
     fn cut(&self);
+
+    /// The room for what its connections hold.
+    fn budget(&self) -> Budget {
+        Budget::new(bytes(self.config().limits.buffered_bytes))
+    }
+
+    /// A client has connected.
+    fn connected(&self) {}
+
+    /// The connection of one has ended.
+    fn disconnected(&self) {}
 }
 
 impl Dispatch for Calls {
@@ -38,12 +49,24 @@ impl Dispatch for Calls {
         self: &Arc<Self>,
         peer: &Arc<Peer>,
         request: Request<'static>,
-    ) -> impl Future<Output = MethodResponse> + Send + 'static {
+    ) -> impl Future<Output = Result<Box<RawValue>, ErrorObjectOwned>> + Send + 'static {
         self.call(peer, request)
     }
 
     fn cut(&self) {
         Self::cut(self);
+    }
+
+    fn budget(&self) -> Budget {
+        Self::budget(self).clone()
+    }
+
+    fn connected(&self) {
+        Self::connected(self);
+    }
+
+    fn disconnected(&self) {
+        Self::disconnected(self);
     }
 }
 
@@ -100,11 +123,12 @@ impl<D: Dispatch> Context<D> {
             read_timeout: config.limits.read_timeout.duration(),
             write_timeout: config.limits.write_timeout.duration(),
         };
-        let budget = Budget::new(bytes(config.limits.buffered_bytes));
+        let budget = calls.budget();
         Self { calls, bounds, budget, tracker: TaskTracker::new(), drain, abort }
     }
 }
 
-fn bytes(size: Size) -> usize {
+/// A size of the configuration, as memory is counted.
+pub(super) fn bytes(size: Size) -> usize {
     usize::try_from(size.bytes()).unwrap_or(usize::MAX)
 }

@@ -4,7 +4,7 @@ use schemars::generate::SchemaSettings;
 use schemars::{Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
-use super::error::Kind;
+use super::error::{Kind, PROTOCOL};
 use super::methods::{Entry, Methods};
 use super::params::Context;
 
@@ -45,7 +45,7 @@ fn method(entry: &Entry, generator: &mut SchemaGenerator) -> Value {
         "paramStructure": "by-name",
         "params": parameters(&params, &context),
         "result": { "name": "result", "schema": result },
-        "errors": about.errors.iter().map(error).collect::<Vec<_>>(),
+        "errors": errors(about.errors),
         "examples": [{ "name": about.name, "params": given, "result": { "name": "result", "value": answer } }]
     })
 }
@@ -77,6 +77,10 @@ fn parameters(params: &Schema, context: &Schema) -> Vec<Value> {
     list
 }
 
-fn error(kind: &Kind) -> Value {
-    json!({ "code": kind.code, "message": kind.when, "data": { "kind": kind.name, "retryable": kind.retryable } })
+fn errors(kinds: &[Kind]) -> Vec<Value> {
+    let protocol = PROTOCOL.iter().map(|(code, when)| json!({ "code": code, "message": when }));
+    let own = kinds.iter().map(|kind| {
+        json!({ "code": kind.code, "message": kind.when, "data": { "kind": kind.name, "retryable": kind.retryable } })
+    });
+    protocol.chain(own).collect()
 }

@@ -10,6 +10,18 @@ use serde_json::{Map, Value, json};
 
 use crate::error::Error;
 
+/// The codes of the protocol itself that any method may answer, and when.
+pub const PROTOCOL: &[(i32, &str)] = &[
+    (INVALID_PARAMS_CODE, "A parameter is missing, unknown or not of its form; data.field names it."),
+    (
+        INTERNAL_ERROR_CODE,
+        "A fault that the caller cannot act on; the log has its cause under data.request_id.",
+    ),
+];
+
+/// When it is worth calling again after what a restart or a fail-over of PostgreSQL causes.
+const AGAIN: Duration = Duration::from_secs(1);
+
 /// An error that is not one of the protocol itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kind {
@@ -74,9 +86,9 @@ pub fn object(error: &Error, request_id: &str) -> ErrorObjectOwned {
         Error::Restricted => RESTRICTED.object(text, Value::Null),
         Error::TooLarge { max, .. } => TOO_LARGE.object(text, json!({ "max": max })),
         Error::Overloaded { retry_after, .. } => OVERLOADED.object(text, retry_after_ms(*retry_after)),
-        Error::Unavailable { .. } => UNAVAILABLE.object(text, retry_after_ms(Duration::from_secs(1))),
+        Error::Unavailable { .. } => UNAVAILABLE.object(text, retry_after_ms(AGAIN)),
         Error::Tampered { at } => TAMPERED.object(text, json!({ "at": at })),
-        Error::UnknownOutcome => UNKNOWN_OUTCOME.object(text, Value::Null),
+        Error::UnknownOutcome => UNKNOWN_OUTCOME.object(text, retry_after_ms(AGAIN)),
         Error::Internal(_) => {
             ErrorObjectOwned::owned(INTERNAL_ERROR_CODE, text, Some(json!({ "request_id": request_id })))
         }

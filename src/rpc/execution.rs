@@ -21,12 +21,15 @@ const BATCH_AT_ONCE: usize = 16;
 /// One line without its newline; nothing for notifications.
 pub(super) type Answer = Option<String>;
 
+/// A message that has begun and not ended. It is run to its end, whatever becomes of the connection.
+pub(super) type Running = Pin<Box<dyn Future<Output = Answer> + Send>>;
+
 /// What became of a message.
 pub(super) enum Started {
     /// It has ended already.
     Answered(Answer),
     /// It goes on, and has to be run to its end.
-    Running(Pin<Box<dyn Future<Output = Answer> + Send>>),
+    Running(Running),
 }
 
 /// Begins what the bytes of one message ask.
@@ -58,7 +61,7 @@ async fn batch<D: Dispatch>(calls: Arc<D>, peer: Arc<Peer>, entries: Vec<Entry>,
             Entry::Refused(line) => Either::Left(std::future::ready(Some(line))),
             entry if full.load(Ordering::Relaxed) && entry.id().is_some() => {
                 let error = refusal::too_large("the answer to the batch", max);
-                let line = entry.id().map(|id| refusal::line(&id, &error));
+                let line = entry.id().map(|id| refusal::line(id, &error));
                 Either::Left(std::future::ready(line))
             }
             Entry::Call(request, reply) => {

@@ -5,8 +5,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use jsonrpsee::MethodResponse;
-use jsonrpsee::types::{Id, Request, TwoPointZero};
+use jsonrpsee::types::{ErrorObjectOwned, Id, Request, TwoPointZero};
 use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
@@ -39,10 +38,8 @@ pub(super) enum Entry {
 pub(super) enum Reply {
     /// Not at all: it is a notification.
     Silence,
-    /// With the id that the call carries.
-    Plain,
-    /// With this id, which jsonrpsee cannot hold as it was sent.
-    Exact(Box<str>),
+    /// With this id, as it was sent.
+    To(Box<str>),
 }
 
 impl Message {
@@ -68,7 +65,7 @@ impl Message {
         }
     }
 
-    fn refused(error: &jsonrpsee::types::ErrorObjectOwned) -> Self {
+    fn refused(error: &ErrorObjectOwned) -> Self {
         Self::Single(Entry::Refused(refusal::line(NO_ID, error)))
     }
 }
@@ -85,11 +82,12 @@ impl Entry {
         if envelope.params.is_some_and(|params| !params.get().starts_with(['{', '['])) {
             return Self::invalid(text, "params is neither an object nor an array");
         }
-        let Some((id, reply)) = identify(envelope.id) else {
+        let Some(reply) = identify(envelope.id) else {
             return Self::invalid(text, "id is neither a string nor a number nor null");
         };
         let params = envelope.params.map(RawValue::to_owned);
-        Self::Call(Box::new(Request::owned(envelope.method.into_owned(), params, id)), reply)
+        // jsonrpsee holds only some ids as they were sent; `reply` has them all.
+        Self::Call(Box::new(Request::owned(envelope.method.into_owned(), params, Id::Null)), reply)
     }
 
     fn invalid(text: &str, why: impl fmt::Display) -> Self {
@@ -99,67 +97,32 @@ impl Entry {
     }
 
     /// The id to answer with, as JSON; none for a notification.
-    pub(super) fn id(&self) -> Option<Cow<'_, str>> {
+    pub(super) fn id(&self) -> Option<&str> {
         match self {
             Self::Refused(_) | Self::Call(_, Reply::Silence) => None,
-            Self::Call(request, Reply::Plain) => Some(match &request.id {
-                Id::Null => NO_ID.into(),
-                Id::Number(number) => number.to_string().into(),
-                // Only strings without anything to escape are carried as they are.
-                Id::Str(text) => format!("\"{text}\"").into(),
-            }),
-            Self::Call(_, Reply::Exact(id)) => Some(id.as_ref().into()),
+            Self::Call(_, Reply::To(id)) => Some(id),
         }
     }
 }
 
 impl Reply {
-    /// The line that answers with this response, without the newline.
-    pub(super) fn line(&self, response: MethodResponse) -> Option<String> {
-        match self {
-            Self::Silence => None,
-            Self::Plain => Some(Box::<str>::from(response.into_json()).into_string()),
-            Self::Exact(id) => Some(with_id(&response, id)),
-        }
+    /// The line that answers with this, without the newline. Both parts are JSON already, so they are put together and not read again.
+    pub(super) fn line(&self, outcome: Result<Box<RawValue>, ErrorObjectOwned>) -> Option<String> {
+        let Self::To(id) = self else { return None };
+        Some(match outcome {
+            Ok(result) => [r#"{"jsonrpc":"2.0","id":"#, id, r#","result":"#, result.get(), "}"].concat(),
+            Err(error) => refusal::line(id, &error),
+        })
     }
 }
 
-/// The id as jsonrpsee holds it where that is exactly what was sent; none when it is of a wrong type.
-fn identify(id: Option<&RawValue>) -> Option<(Id<'static>, Reply)> {
-    let Some(id) = id else { return Some((Id::Null, Reply::Silence)) };
-    let text = id.get();
-    match text.as_bytes() {
-        b"null" => Some((Id::Null, Reply::Plain)),
-        [b'"', plain @ .., b'"'] if !plain.contains(&b'\\') => {
-            let plain = text.trim_matches('"').to_owned();
-            Some((Id::Str(plain.into()), Reply::Plain))
-        }
-        [b'1'..=b'9', ..] | b"0" if text.parse::<u64>().is_ok() => {
-            text.parse().ok().map(|number| (Id::Number(number), Reply::Plain))
-        }
-        [b'"' | b'-' | b'0'..=b'9', ..] => Some((Id::Null, Reply::Exact(text.into()))),
+/// How the id wants to be answered; none when it is of a wrong type.
+fn identify(id: Option<&RawValue>) -> Option<Reply> {
+    let Some(id) = id else { return Some(Reply::Silence) };
+    match id.get().as_bytes() {
+        b"null" | [b'"' | b'-' | b'0'..=b'9', ..] => Some(Reply::To(id.get().into())),
         _ => None,
     }
-}
-
-fn with_id(response: &MethodResponse, id: &str) -> String {
-    #[derive(Deserialize)]
-    struct Parts<'a> {
-        #[serde(borrow, default, deserialize_with = "present")]
-        result: Option<&'a RawValue>,
-        #[serde(borrow, default, deserialize_with = "present")]
-        error: Option<&'a RawValue>,
-    }
-    let answer = serde_json::from_str::<Parts<'_>>(response.as_ref()).and_then(|parts| {
-        let id = serde_json::from_str(id)?;
-        serde_json::to_string(&refusal::Answer {
-            jsonrpc: "2.0",
-            id,
-            result: parts.result,
-            error: parts.error,
-        })
-    });
-    answer.unwrap_or_else(|_| refusal::line(id, &refusal::internal_error()))
 }
 
 /// A request's own members. Others are let be, as extensions of the protocol add some.

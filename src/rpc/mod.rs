@@ -15,6 +15,7 @@ mod budget;
 mod connection;
 mod context;
 mod execution;
+mod figures;
 mod frames;
 mod framing;
 mod message;

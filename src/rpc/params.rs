@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
 use crate::error::{Error, Result};
-use crate::values::{Object, ShortText, Term, UserId, plain};
+use crate::values::{Object, ShortText, Term, UserId, member_fault, plain};
 
 /// For whom and why the application calls. Recorded, never trusted.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
@@ -62,6 +62,9 @@ fn fields<T: DeserializeOwned>(base: &str, text: &str) -> Result<T> {
 
 /// Names the field that serde's own words name, where they do.
 fn located(path: &str, message: &str) -> Error {
+    if let Some((member, fault)) = member_fault(message) {
+        return located(&format!("{path}.{member}"), fault);
+    }
     let words = [
         ("missing field `", "is missing"),
         ("unknown field `", "is unknown"),

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use nix::sys::socket::{MsgFlags, send};
 use tokio::net::UnixStream;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::connection;
@@ -74,11 +74,31 @@ async fn accept<D: Dispatch>(listener: Listener, context: &Arc<Context<D>>) {
             turn_away(&stream);
             continue;
         };
+        let connected = Connected::new(context.calls.clone(), place);
         let serving = connection::serve(stream, context.clone());
         context.tracker.spawn(async move {
-            let _place = place;
+            let _connected = connected;
             serving.await;
         });
+    }
+}
+
+/// A client that is connected, for as long as this value is there.
+struct Connected<D: Dispatch> {
+    calls: Arc<D>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl<D: Dispatch> Connected<D> {
+    fn new(calls: Arc<D>, place: OwnedSemaphorePermit) -> Self {
+        calls.connected();
+        Self { calls, _place: place }
+    }
+}
+
+impl<D: Dispatch> Drop for Connected<D> {
+    fn drop(&mut self) {
+        self.calls.disconnected();
     }
 }
 

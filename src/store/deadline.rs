@@ -1,5 +1,6 @@
 //! When a call must have ended, by the daemon's own clock.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -9,7 +10,8 @@ use tokio_util::sync::CancellationToken;
 #[derive(Clone, Debug)]
 pub struct Deadline {
     at: Instant,
-    cut: CancellationToken,
+    // Every clone of a token takes the token's lock, and each call has several.
+    cut: Arc<CancellationToken>,
 }
 
 /// The deadline came first.
@@ -18,9 +20,9 @@ pub struct Passed;
 
 impl Deadline {
     /// So long from now, or when `cut` is cancelled.
-    pub fn after(length: Duration, cut: CancellationToken) -> Self {
+    pub fn after(length: Duration, cut: impl Into<Arc<CancellationToken>>) -> Self {
         let now = Instant::now();
-        Self { at: now.checked_add(length).unwrap_or(now), cut }
+        Self { at: now.checked_add(length).unwrap_or(now), cut: cut.into() }
     }
 
     /// This deadline, or so long from now if that is earlier.

@@ -4,6 +4,7 @@
 
 pub mod connect;
 pub mod deadline;
+mod dedicated;
 pub mod migrations;
 mod pool;
 pub mod private;
@@ -12,6 +13,7 @@ mod transact;
 pub mod watch;
 
 pub use deadline::Deadline;
+pub use dedicated::Dedicated;
 pub use diesel_async::AsyncPgConnection as Connection;
 pub use transact::Body;
 
@@ -30,20 +32,6 @@ pub struct Store {
     acquire_timeout: Duration,
     tracker: TaskTracker,
     watch: watch::Watch,
-}
-
-/// A connection that one task has to itself, with the server's own error codes.
-pub struct Dedicated {
-    /// The connection.
-    pub client: tokio_postgres::Client,
-    /// What its driver has seen.
-    pub seen: std::sync::Arc<connect::Seen>,
-}
-
-impl std::fmt::Debug for Dedicated {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Dedicated").field("seen", &self.seen).finish_non_exhaustive()
-    }
 }
 
 /// How many connections there are, and who waits.
@@ -68,6 +56,8 @@ impl Store {
         let target = std::sync::Arc::new(connect::Target::new(database, url, tracker.clone())?);
         let pool = deadpool::managed::Pool::builder(pool::Manager::new(target.clone()))
             .max_size(database.pool)
+            // The one used last: its server process has the caches warm, and the others may sleep.
+            .queue_mode(deadpool::managed::QueueMode::Lifo)
             .runtime(deadpool::Runtime::Tokio1)
             .build()
             .map_err(|error| connect::ConnectError::Url(error.to_string()))?;

@@ -34,7 +34,8 @@ impl managed::Manager for Manager {
     type Error = ConnectError;
 
     async fn create(&self) -> Result<Pooled, ConnectError> {
-        Ok(Pooled { session: self.target.connect().await?, busy: false })
+        // Boxed, as it is rarely run and large: unboxed, every call would be as large, and is moved several times.
+        Ok(Pooled { session: Box::pin(self.target.connect()).await?, busy: false })
     }
 
     async fn recycle(&self, pooled: &mut Pooled, _: &Metrics) -> RecycleResult<ConnectError> {

@@ -18,7 +18,7 @@ pub const TRANSACTIONS: &str = "sidekeep_transactions_total";
 pub const TRANSACTION_DURATION: &str = "sidekeep_transaction_duration_seconds";
 /// Attempts after the first, by `name`.
 pub const TRANSACTION_RETRIES: &str = "sidekeep_transaction_retries_total";
-/// Connections to PostgreSQL, by `state` (`idle`, `used`).
+/// Connections to PostgreSQL, by `state` (`open`, `free` among them, `waiting` for one).
 pub const POOL_CONNECTIONS: &str = "sidekeep_pool_connections";
 /// Always 1, with the `version` that runs.
 pub const BUILD_INFO: &str = "sidekeep_build_info";

@@ -83,9 +83,13 @@ impl Json {
     /// Reads the value as a type.
     ///
     /// # Errors
-    /// Says what is wrong, without a place.
+    /// Says what is wrong, and of a member which: [`member_fault`] takes the two apart again.
     pub fn read<'a, T: Deserialize<'a>>(&'a self) -> Result<T, String> {
-        serde_json::from_str(self.as_str()).map_err(|error| plain(&error))
+        let mut deserializer = serde_json::Deserializer::from_str(self.as_str());
+        serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+            let (path, fault) = (error.path().to_string(), plain(error.inner()));
+            if path == "." { fault } else { format!("{MEMBER}{path}`: {fault}") }
+        })
     }
 }
 
@@ -202,6 +206,14 @@ pub fn object<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -
         }
     }
     T::deserialize(FromMap(deserializer))
+}
+
+/// How the fault of a member begins.
+const MEMBER: &str = "member `";
+
+/// The path and the fault in what [`Json::read`] says of a member: serde carries an error through a raw value as text alone.
+pub fn member_fault(message: &str) -> Option<(&str, &str)> {
+    message.strip_prefix(MEMBER)?.split_once("`: ")
 }
 
 /// An error's own words, without the place in a text that the caller has not seen.

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 mod json;
 mod page;
 
-pub use json::{Json, Object, object, plain};
+pub use json::{Json, Object, member_fault, object, plain};
 pub use page::{Limit, Page, decode, encode, fit, total};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};

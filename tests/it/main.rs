@@ -12,9 +12,18 @@
     reason = "a test that cannot go on fails by a panic"
 )]
 
+mod access;
+mod bad_input;
+mod commands;
 mod dev;
+mod discover;
+mod limits;
+mod protocol;
 mod readme;
 mod records;
 mod schema;
 mod sealing;
+mod settings;
+mod shutdown;
 mod support;
+mod system;

@@ -37,7 +37,18 @@ struct Known<'a> {
     content: &'a RawValue,
     id: Option<RecordId>,
     created_at: Option<Timestamp>,
-    position: Option<de::IgnoredAny>,
+    #[serde(default)]
+    position: Given,
+}
+
+/// Whether a member is there, `null` or not.
+#[derive(Default)]
+struct Given(bool);
+
+impl<'de> Deserialize<'de> for Given {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        de::IgnoredAny::deserialize(deserializer).map(|_| Self(true))
+    }
 }
 
 impl Message {
@@ -51,7 +62,7 @@ impl Message {
             return Err("must be an object with role and content".into());
         }
         let known: Known<'_> = sent.read()?;
-        if known.position.is_some() {
+        if known.position.0 {
             return Err("position is given by sidekeep; leave it out".into());
         }
         let (id, created_at) = (known.id, known.created_at);

@@ -2,6 +2,7 @@
 
 pub mod message;
 mod read;
+mod repeat;
 mod search;
 
 pub use read::{List, Messages, WithMessages};
@@ -18,6 +19,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use self::message::Message;
+use self::repeat::repeated;
 use super::row::Row;
 use super::{Change, Deleted, Records, expect_version};
 use crate::audit::By;
@@ -464,39 +466,4 @@ async fn save(tx: &mut Connection, subject: &Subject, conversation: &Conversatio
         .get_result(tx)
         .await?;
     stored.open(subject)
-}
-
-/// What stands under the id, when each parameter that was given equals it; else a conflict.
-async fn repeated(
-    tx: &mut Connection,
-    subject: &Subject,
-    create: &Create,
-    id: &RecordId,
-) -> Result<Conversation> {
-    let conflict = || Error::conflict("another conversation has this id");
-    let row = conversations::table.find(id.as_str()).select(Stored::as_select());
-    let stored: Stored = row.first(tx).await.optional()?.ok_or_else(conflict)?;
-    if stored.subject_id != subject.id {
-        return Err(conflict());
-    }
-    let conversation = stored.open(subject)?;
-    // What was appended since does not make the first messages others.
-    let first: Vec<message::Stored> = conversation_messages::table
-        .filter(conversation_messages::conversation_id.eq(id.as_str()))
-        .filter(conversation_messages::position.lt(count(create.messages.len())?))
-        .order(conversation_messages::position)
-        .select(message::Stored::as_select())
-        .load(tx)
-        .await?;
-    let mut same = first.len() == create.messages.len()
-        && create.title.as_ref().is_none_or(|title| conversation.title.as_deref() == Some(title.as_str()))
-        && create.created_at.is_none_or(|at| at == conversation.created_at)
-        && create
-            .metadata
-            .as_ref()
-            .is_none_or(|given| conversation.metadata.as_ref().is_some_and(|stored| given.same(stored)));
-    for (stored, given) in first.iter().zip(&create.messages) {
-        same = same && stored.sent(subject)?.same(given.sent());
-    }
-    if same { Ok(conversation) } else { Err(conflict()) }
 }

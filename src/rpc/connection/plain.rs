@@ -12,15 +12,15 @@ use bytes::{Buf, BytesMut};
 use jsonrpsee::types::ErrorObjectOwned;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::UnixStream;
-use tokio::sync::mpsc;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
+use super::running::Calls;
 use super::scratch::Scratch;
 use super::stall::{Stall, Timer};
 use super::{LINGER, UNCOUNTED, end_input};
 use crate::rpc::budget::Room;
 use crate::rpc::context::{Context, Dispatch};
-use crate::rpc::execution::{Answer, Started, start};
+use crate::rpc::execution::{Started, start};
 use crate::rpc::frames::{Frame, Frames, Rest};
 use crate::rpc::outbox::Outbox;
 use crate::rpc::peer::Peer;
@@ -69,8 +69,8 @@ pub(super) struct Connection<D> {
     in_flight: usize,
     /// Those of them whose answers are in `output`.
     answered: usize,
-    /// Where calls that were spawned put their answers; made for the first of them.
-    finished: Option<(mpsc::UnboundedSender<Answer>, mpsc::UnboundedReceiver<Answer>)>,
+    /// Calls that have begun and not ended.
+    running: Calls,
     room: Room,
     /// Waits for room, while there is none.
     starved: Option<Pin<Box<dyn Future<Output = Room> + Send>>>,
@@ -95,7 +95,7 @@ impl<D: Dispatch> Connection<D> {
             output: Outbox::default(),
             in_flight: 0,
             answered: 0,
-            finished: None,
+            running: Calls::default(),
             room: context.budget.room(),
             starved: None,
             timer: Timer::default(),
@@ -135,13 +135,17 @@ impl<D: Dispatch> Connection<D> {
             }
             match ready!(self.poll_timer(cx)) {
                 Stall::Write => return Poll::Ready(Ended::Done),
+                Stall::Look => {}
                 stall => self.give_up(stall),
             }
         }
     }
 
-    /// The stream alone.
+    /// The stream alone. Calls that are still running go on by themselves.
     pub(super) fn into_stream(self) -> UnixStream {
+        for call in self.running.into_rest() {
+            self.context.tracker.spawn(call);
+        }
         self.stream
     }
 
@@ -165,16 +169,14 @@ impl<D: Dispatch> Connection<D> {
         if self.in_flight == self.answered {
             return;
         }
-        let Some((_, receiver)) = &mut self.finished else { return };
-        while let Poll::Ready(Some(answer)) = receiver.poll_recv(cx) {
-            match answer {
-                Some(line) => {
-                    self.output.push(line);
-                    self.answered += 1;
-                }
-                None => self.in_flight -= 1,
+        let (output, answered, in_flight) = (&mut self.output, &mut self.answered, &mut self.in_flight);
+        self.running.poll(cx, |answer| match answer {
+            Some(line) => {
+                output.push(line);
+                *answered += 1;
             }
-        }
+            None => *in_flight -= 1,
+        });
     }
 
     fn poll_output(&mut self, cx: &mut TaskContext<'_>) -> io::Result<()> {
@@ -305,13 +307,8 @@ impl<D: Dispatch> Connection<D> {
             Started::Answered(None) => {}
             Started::Answered(Some(line)) => self.answer(line),
             Started::Running(call) => {
-                let (sender, _) = self.finished.get_or_insert_with(mpsc::unbounded_channel);
-                let sender = sender.clone();
                 self.in_flight += 1;
-                self.context.tracker.spawn(async move {
-                    // Nobody listens any more when the client has gone away, and the call has gone on.
-                    let _ = sender.send(call.await);
-                });
+                self.running.push(call);
             }
         }
     }
@@ -338,12 +335,14 @@ impl<D: Dispatch> Connection<D> {
     fn poll_timer(&mut self, cx: &mut TaskContext<'_>) -> Poll<Stall> {
         let bounds = self.context.bounds;
         // Memory that others wait for is not left to who does not read.
-        let unread =
-            if self.starved.is_some() { LINGER.min(bounds.write_timeout) } else { bounds.write_timeout };
+        let wanted = self.starved.is_some() || !self.context.budget.has_any();
+        let unread = if wanted { LINGER.min(bounds.write_timeout) } else { bounds.write_timeout };
         let unfinished = self.wants_input() && self.frames.is_unfinished();
         let starving = self.starved.is_some() && self.phase == Phase::Open;
         self.timer.watch(Stall::Write, (!self.output.is_empty()).then_some(unread));
         self.timer.watch(Stall::Read, unfinished.then_some(bounds.read_timeout));
+        let holds = self.output.len() > UNCOUNTED;
+        self.timer.watch(Stall::Look, holds.then_some(LINGER));
         self.timer.watch(Stall::Room, starving.then_some(bounds.room_wait()));
         self.timer.poll(cx)
     }

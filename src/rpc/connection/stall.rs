@@ -15,6 +15,8 @@ pub(super) enum Stall {
     Write,
     /// The wait for memory.
     Room,
+    /// Nothing: it is time to see whether others wait for the memory that is held here.
+    Look,
 }
 
 /// Since when each stands still, and how long it may.
@@ -23,6 +25,7 @@ pub(super) struct Timer {
     read: Option<Watch>,
     write: Option<Watch>,
     room: Option<Watch>,
+    look: Option<Watch>,
     sleep: Option<Pin<Box<Sleep>>>,
 }
 
@@ -47,7 +50,12 @@ impl Timer {
 
     /// Ready with what has stood still for too long.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Stall> {
-        let watches = [(self.read, Stall::Read), (self.write, Stall::Write), (self.room, Stall::Room)];
+        let watches = [
+            (self.read, Stall::Read),
+            (self.write, Stall::Write),
+            (self.room, Stall::Room),
+            (self.look, Stall::Look),
+        ];
         let due = watches.into_iter().filter_map(|(watch, stall)| Some((watch?.due(), stall)));
         let Some((due, stall)) = due.min_by_key(|(due, _)| *due) else {
             self.sleep = None;
@@ -67,6 +75,7 @@ impl Timer {
             Stall::Read => &mut self.read,
             Stall::Write => &mut self.write,
             Stall::Room => &mut self.room,
+            Stall::Look => &mut self.look,
         }
     }
 }

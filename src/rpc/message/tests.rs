@@ -1,7 +1,7 @@
 //! Envelopes of every kind.
 
-use jsonrpsee::types::Id;
-use jsonrpsee::{MethodResponse, ResponsePayload};
+use jsonrpsee::types::{ErrorCode, ErrorObject};
+use serde_json::value::to_raw_value;
 use serde_json::{Value, json};
 
 use super::{Entry, Message, Reply};
@@ -47,17 +47,14 @@ fn ids_of_every_type_come_back_as_they_were_sent() {
     ] {
         let text = format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"m"}}"#);
         let Entry::Call(request, reply) = single(&text) else { panic!("{text}") };
-        let response =
-            MethodResponse::response(request.id.clone(), ResponsePayload::success("r"), usize::MAX);
-        let line = reply.line(response).unwrap();
+        let line = reply.line(Ok(to_raw_value("r").unwrap())).unwrap();
         assert_eq!(line, format!(r#"{{"jsonrpc":"2.0","id":{id},"result":"r"}}"#));
-        let error = jsonrpsee::types::ErrorObject::from(jsonrpsee::types::ErrorCode::MethodNotFound);
-        let line = reply.line(MethodResponse::error(request.id.clone(), error)).unwrap();
+        let line = reply.line(Err(ErrorObject::from(ErrorCode::MethodNotFound))).unwrap();
         assert!(
             line.starts_with(&format!(r#"{{"jsonrpc":"2.0","id":{id},"error":{{"code":-32601"#)),
             "{line}"
         );
-        assert_eq!(Entry::Call(request, reply).id().as_deref(), Some(id));
+        assert_eq!(Entry::Call(request, reply).id(), Some(id));
     }
 }
 
@@ -70,10 +67,11 @@ fn ids_of_other_types_are_refused_without_an_id() {
 }
 
 #[test]
-fn a_null_result_keeps_its_place_beside_an_exact_id() {
-    let response = MethodResponse::response(Id::Null, ResponsePayload::success(()), usize::MAX);
-    let line = Reply::Exact("-7".into()).line(response);
+fn a_null_result_keeps_its_place_and_a_notification_has_no_answer() {
+    let null = || Ok(to_raw_value(&()).unwrap());
+    let line = Reply::To("-7".into()).line(null());
     assert_eq!(line.as_deref(), Some(r#"{"jsonrpc":"2.0","id":-7,"result":null}"#));
+    assert_eq!(Reply::Silence.line(null()), None);
 }
 
 #[test]
@@ -128,7 +126,7 @@ fn a_batch_keeps_its_order_and_refuses_each_bad_entry() {
     let Message::Batch(entries) = Message::parse(text.as_bytes(), 4) else { panic!("not a batch") };
     assert!(matches!(
         entries[..],
-        [Entry::Call(_, Reply::Plain), Entry::Refused(_), Entry::Call(_, Reply::Silence), Entry::Refused(_)]
+        [Entry::Call(_, Reply::To(_)), Entry::Refused(_), Entry::Call(_, Reply::Silence), Entry::Refused(_)]
     ));
 }
 

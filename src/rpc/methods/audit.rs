@@ -60,7 +60,7 @@ macro_rules! entry {
 pub(super) fn add(methods: &mut Methods) {
     add_proofs(methods);
     methods.add(
-        About::log(
+        About::queued(
             "audit.append",
             "Appends an entry to the audit log; the answer comes after the commit.",
             (
@@ -71,7 +71,7 @@ pub(super) fn add(methods: &mut Methods) {
         |call, given: Append| async move { append(&call, given).await },
     );
     methods.add(
-        About::log(
+        About::queued(
             "audit.append_many",
             "Appends up to 1000 entries, all or none, one after another.",
             (

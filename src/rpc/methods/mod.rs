@@ -10,6 +10,7 @@ mod system;
 
 use std::collections::HashMap;
 
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Serialize;
@@ -18,6 +19,7 @@ use serde_json::value::RawValue;
 
 use super::call::Call;
 use super::error::{self, Kind};
+use super::figures::Figures;
 use super::params::{self, Context};
 use crate::error::{Error, Result};
 
@@ -45,6 +47,8 @@ pub struct About {
     pub stored: bool,
     /// Whether it is entered in the audit log by itself.
     pub entered: bool,
+    /// Whether it waits for the writers of the log and for nothing else.
+    pub queued: bool,
     /// Whether it changes something.
     pub writes: bool,
     /// Whether it is answered however busy the daemon is.
@@ -62,6 +66,7 @@ impl About {
             personal: true,
             stored: true,
             entered: true,
+            queued: false,
             writes: false,
             uncounted: false,
         }
@@ -77,6 +82,7 @@ impl About {
             personal: true,
             stored: true,
             entered: true,
+            queued: false,
             writes: true,
             uncounted: false,
         }
@@ -92,9 +98,19 @@ impl About {
             personal: false,
             stored: true,
             entered: false,
+            queued: false,
             writes: false,
             uncounted: false,
         }
+    }
+
+    /// Of a method that waits for the writers of the log.
+    const fn queued(
+        name: &'static str,
+        summary: &'static str,
+        example: (&'static str, &'static str),
+    ) -> Self {
+        Self { queued: true, writes: true, ..Self::log(name, summary, example) }
     }
 
     /// Of a method of the log that is entered in the log itself.
@@ -117,6 +133,7 @@ impl About {
             personal: false,
             stored: false,
             entered: false,
+            queued: false,
             writes: false,
             uncounted: true,
         }
@@ -154,12 +171,16 @@ pub struct Entry {
     pub stored: bool,
     /// See [`About::entered`].
     pub entered: bool,
+    /// See [`About::queued`].
+    pub queued: bool,
     /// See [`About::writes`].
     pub writes: bool,
     /// See [`About::uncounted`].
     pub uncounted: bool,
     /// Reads the parameters and does the work.
     pub handler: Handler,
+    /// What is counted of its calls.
+    pub(super) figures: Figures,
     /// What `rpc.discover` says of it.
     pub about: About,
     /// The schema of its parameters, and of its result.
@@ -203,12 +224,11 @@ impl Methods {
             let begun = params::read::<P>(params).and_then(|(context, params)| Ok((begin(context)?, params)));
             match begun {
                 Err(error) => Box::pin(std::future::ready(Err(error))),
-                Ok((call, params)) => {
-                    let work = handler(call, params);
-                    Box::pin(
-                        async move { serde_json::value::to_raw_value(&work.await?).map_err(Error::internal) },
-                    )
-                }
+                // Mapped and not awaited: an async block would hold the work twice, once before it is polled and once while it is.
+                Ok((call, params)) => Box::pin(
+                    handler(call, params)
+                        .map(|result| serde_json::value::to_raw_value(&result?).map_err(Error::internal)),
+                ),
             }
         });
         self.places.insert(about.name, self.entries.len());
@@ -217,9 +237,11 @@ impl Methods {
             personal: about.personal,
             stored: about.stored,
             entered: about.entered,
+            queued: about.queued,
             writes: about.writes,
             uncounted: about.uncounted,
             handler,
+            figures: Figures::default(),
             about,
             schemas: |generator| (P::json_schema(generator), generator.subschema_for::<R>()),
         });

@@ -57,7 +57,9 @@ struct Report {
     uptime_seconds: u64,
     /// As `system.health`.
     health: Health,
-    /// Calls and connections.
+    /// Clients.
+    connections: ConnectionsReport,
+    /// Calls.
     calls: CallsReport,
     /// Connections to PostgreSQL.
     pool: PoolReport,
@@ -69,6 +71,15 @@ struct Report {
     log_level: LogLevel,
     /// Why the configuration was not taken when it was last read again.
     reload_error: Option<String>,
+}
+
+/// Connections of clients.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+struct ConnectionsReport {
+    /// How many are open.
+    open: usize,
+    /// How many there may be.
+    max: usize,
 }
 
 /// Calls in flight.
@@ -150,7 +161,7 @@ pub(super) fn add(methods: &mut Methods) {
         About::own(
             "system.status",
             "Version, uptime, calls, pool and what PostgreSQL last said of itself.",
-            ("{}", r#"{"version":"0.1.0","deployment":"sidekeep","uptime_seconds":12,"health":{"status":"ok","checks":{}},"calls":{"in_flight":0,"max":4096,"draining":false},"pool":{"max":8,"open":1,"free":1,"waiting":0},"database":{"version":"150018","in_recovery":false,"synchronous_standby_names":"","synchronous_standbys":0,"age_seconds":1},"kek_ids":["6c1b9f0d2a7e4835"],"log_level":"info","reload_error":null}"#),
+            ("{}", r#"{"version":"0.1.0","deployment":"sidekeep","uptime_seconds":12,"health":{"status":"ok","checks":{"database":{"status":"ok","message":null},"drain":{"status":"ok","message":null}}},"connections":{"open":1,"max":10000},"calls":{"in_flight":0,"max":4096,"draining":false},"pool":{"max":8,"open":1,"free":1,"waiting":0},"database":{"version":"150018","in_recovery":false,"synchronous_standby_names":"","synchronous_standbys":0,"age_seconds":1},"kek_ids":["6c1b9f0d2a7e4835"],"log_level":"info","reload_error":null}"#),
         ),
         |call, _: None| async move { Ok(report(&call)) },
     );
@@ -232,6 +243,10 @@ fn report(call: &Call) -> Report {
         deployment: call.app.config.deployment.name.to_string(),
         uptime_seconds: call.app.started.elapsed().as_secs(),
         health: health(call),
+        connections: ConnectionsReport {
+            open: call.calls.connections(),
+            max: call.app.config.limits.connections,
+        },
         calls: CallsReport {
             in_flight: call.calls.in_flight(),
             max: call.app.config.limits.calls,
@@ -258,6 +273,7 @@ fn gauges(call: &Call) {
     metrics::gauge!(crate::telemetry::POOL_CONNECTIONS, "state" => "open").set(number(pool.open));
     metrics::gauge!(crate::telemetry::POOL_CONNECTIONS, "state" => "free").set(number(pool.free));
     metrics::gauge!(crate::telemetry::POOL_CONNECTIONS, "state" => "waiting").set(number(pool.waiting));
+    metrics::gauge!(crate::telemetry::CONNECTIONS).set(number(call.calls.connections()));
     metrics::gauge!(crate::telemetry::CALLS_IN_FLIGHT).set(number(call.calls.in_flight()));
 }
 

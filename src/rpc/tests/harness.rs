@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jsonrpsee::types::{ErrorObjectOwned, Request};
-use jsonrpsee::{MethodResponse, ResponsePayload};
+use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
@@ -61,7 +61,7 @@ impl Dispatch for Methods {
         self: &Arc<Self>,
         peer: &Arc<Peer>,
         request: Request<'static>,
-    ) -> impl Future<Output = MethodResponse> + Send + 'static {
+    ) -> impl Future<Output = Result<Box<RawValue>, ErrorObjectOwned>> + Send + 'static {
         let (methods, uid) = (self.clone(), peer.uid);
         async move {
             let params: Value = request
@@ -79,12 +79,7 @@ impl Dispatch for Methods {
                 }
                 _ => Err(jsonrpsee::types::ErrorCode::MethodNotFound.into()),
             };
-            match result {
-                Ok(value) => {
-                    MethodResponse::response(request.id, ResponsePayload::success(value), usize::MAX)
-                }
-                Err(error) => MethodResponse::error(request.id, error),
-            }
+            result.map(|value| to_raw_value(&value).unwrap())
         }
     }
 

@@ -34,7 +34,8 @@ impl Cluster {
     /// One that a test has to itself.
     pub fn own(settings: &[(&str, &str)]) -> Self {
         let directory = tempfile::Builder::new().prefix(PREFIX).tempdir().unwrap();
-        Self::start_in(&directory.path().to_owned(), settings, Some(directory))
+        let path = directory.path().to_path_buf();
+        Self::start_in(&path, settings, Some(directory))
     }
 
     fn start_in(path: &Path, settings: &[(&str, &str)], directory: Option<tempfile::TempDir>) -> Self {

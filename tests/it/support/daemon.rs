@@ -42,6 +42,12 @@ impl World {
         self.directory.path().join(name)
     }
 
+    /// Lets other users reach the sockets; the key stays its owner's.
+    pub fn open(&self) {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(self.directory.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
     /// Makes a key-encryption key.
     pub fn add_key(&self, name: &str) -> PathBuf {
         let path = self.path(name);
@@ -89,6 +95,26 @@ impl World {
         Daemon::spawn(&file, &socket)
     }
 
+    /// Starts a daemon on a host that has these groups beside its own, as lines of `/etc/group`. Needs root, and a mount
+    /// namespace that only this daemon sees; answers nothing where that cannot be had.
+    pub fn start_with_groups(&self, groups: &str, more: &str) -> Option<Daemon> {
+        let file = self.path("group");
+        let own = std::fs::read_to_string("/etc/group").unwrap();
+        std::fs::write(&file, own + groups).unwrap();
+        let mount = format!("mount --bind {} /etc/group", file.display());
+        let may = Command::new("unshare").args(["-m", "sh", "-c", &mount]).output();
+        if !may.is_ok_and(|done| done.status.success()) {
+            return None;
+        }
+        let (config, socket) = self.configure(more);
+        let mut command = Command::new("unshare");
+        command.args(["-m", "sh", "-c", &format!("{mount} && exec \"$@\""), "sh"]);
+        command.arg(env!("CARGO_BIN_EXE_sidekeep"));
+        let daemon = Daemon::run(command, &config, &socket);
+        daemon.wait_ready();
+        Some(daemon)
+    }
+
     /// A query as the owner of the tables.
     pub fn sql(&self, query: &str) -> String {
         sql(&self.owner_url, query)
@@ -105,9 +131,13 @@ pub struct Daemon {
 
 impl Daemon {
     fn spawn(config: &Path, socket: &Path) -> Self {
+        Self::run(Command::new(env!("CARGO_BIN_EXE_sidekeep")), config, socket)
+    }
+
+    fn run(mut command: Command, config: &Path, socket: &Path) -> Self {
         let log = config.with_extension("log");
         let output = std::fs::File::options().create(true).append(true).open(&log).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_sidekeep"))
+        let child = command
             .args(["--config", config.to_str().unwrap(), "serve"])
             .stdin(Stdio::null())
             .stdout(output.try_clone().unwrap())
@@ -173,6 +203,29 @@ impl Daemon {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// Its answers are those of one that is well, whatever was done to it before.
+    pub fn assert_well(&self) {
+        let health = self.ok("system.health", json!({}));
+        assert_eq!(health["status"], "ok", "{health}");
+        let log = self.log();
+        assert!(!log.contains("panicked"), "{log}");
+    }
+
+    /// Waits until the only connection is the one that asks.
+    pub fn wait_for_no_connections(&self) {
+        let mut client = self.client();
+        wait_for("the connections' end", || {
+            (client.ok("system.status", json!({}))["connections"]["open"] == 1).then_some(())
+        });
+    }
+
+    /// A figure of its memory in KiB, as in `VmRSS` and `VmHWM`.
+    pub fn memory_kib(&self, figure: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(&format!("{figure}:"))).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
     /// Starts it again with the same configuration, after its end.
     pub fn start_again(&self) -> Self {
         let daemon = Self::spawn(&self.config, &self.socket);
@@ -187,7 +240,10 @@ impl Drop for Daemon {
         let _ = kill(self.pid(), Signal::SIGKILL);
         let _ = self.child.wait();
         if std::thread::panicking() {
-            eprintln!("--- {}\n{}", self.log.display(), self.log());
+            let log = self.log();
+            let last: Vec<&str> = log.lines().rev().take(50).collect();
+            eprintln!("--- the end of {}", self.log.display());
+            last.into_iter().rev().for_each(|line| eprintln!("{line}"));
         }
     }
 }

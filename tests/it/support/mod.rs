@@ -3,10 +3,16 @@
 mod client;
 mod cluster;
 mod daemon;
+pub mod http;
+pub mod json_schema;
+pub mod peer;
+pub mod prometheus;
+mod session;
 
 pub use client::{Answer, Client, RpcError, read};
 pub use cluster::{Cluster, migrate, sql};
 pub use daemon::{Daemon, World, sidekeep};
+pub use session::Session;
 
 use std::time::{Duration, Instant};
 

@@ -1,0 +1,33 @@
+//! A connection that one task has to itself: for a writer that keeps it, and wants the server's own error codes.
+
+/// A connection that one task has to itself, with the server's own error codes.
+pub struct Dedicated {
+    /// The connection.
+    pub client: tokio_postgres::Client,
+    /// What its driver has seen.
+    pub seen: std::sync::Arc<super::connect::Seen>,
+}
+
+impl std::fmt::Debug for Dedicated {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Dedicated").field("seen", &self.seen).finish_non_exhaustive()
+    }
+}
+
+impl Dedicated {
+    /// Begins a transaction.
+    ///
+    /// # Errors
+    /// PostgreSQL's.
+    pub async fn begin(&self) -> Result<(), tokio_postgres::Error> {
+        self.client.batch_execute("BEGIN").await
+    }
+
+    /// Commits it. Without an answer its outcome is not known.
+    ///
+    /// # Errors
+    /// PostgreSQL's.
+    pub async fn commit(&self) -> Result<(), tokio_postgres::Error> {
+        self.client.batch_execute("COMMIT").await
+    }
+}
