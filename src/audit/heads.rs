@@ -123,7 +123,7 @@ impl Log {
     }
 
     fn signer(&self) -> Result<&SigningKey> {
-        self.signers.iter().next().ok_or_else(|| {
+        <[SigningKey]>::first(&self.signers).ok_or_else(|| {
             Error::conflict("this daemon has no signing key; make one with `sidekeep signing generate` and name it in signing.key_files")
         })
     }

@@ -133,7 +133,7 @@ impl Log {
             known.insert(actor.as_str().to_owned(), actor_known);
         }
         let own = self.keyring.own()?;
-        let sealed = staged::stage(tx, own, self.keyring.deployment(), draft.seal(&known, own)?).await?;
+        let sealed = staged::stage(tx, own, draft.seal(&known, own)?).await?;
         Ok(Some(Box::new(sealed)))
     }
 
@@ -141,7 +141,7 @@ impl Log {
     pub fn hand_over(&self, by: &By, staged: Staged) {
         if let Some(sealed) = staged {
             by.note_staged();
-            self.queue.staged(by.connection, *sealed);
+            self.queue.staged(by.connection, sealed);
         }
     }
 
@@ -158,7 +158,7 @@ impl Log {
 pub const APPEND_MANY: usize = 1000;
 
 /// Names the entry that is wrong in a call with many.
-pub fn in_entry(index: usize, error: Error) -> Error {
+pub(super) fn in_entry(index: usize, error: Error) -> Error {
     match error {
         Error::Invalid { field, message } => {
             Error::Invalid { field: format!("entries[{index}].{field}"), message }

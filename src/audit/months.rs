@@ -17,7 +17,7 @@ struct Made {
 ///
 /// # Errors
 /// The store's.
-pub async fn create(store: &Store, deadline: &Deadline) -> Result<i64> {
+pub(super) async fn create(store: &Store, deadline: &Deadline) -> Result<i64> {
     const CREATE: &str = "SELECT count(*) FILTER (WHERE sidekeep.create_audit_month( \
         (now() AT TIME ZONE 'UTC' + make_interval(months => n))::date)) AS made FROM generate_series(0, 2) AS n";
     let made: Made = store

@@ -64,7 +64,7 @@ struct Client {
 
 /// The persons of some entries, as they are in the keyring now.
 #[derive(Debug)]
-pub struct Opener<'a> {
+pub(super) struct Opener<'a> {
     people: HashMap<i64, Subject>,
     own: &'a DataKey,
 }
@@ -74,7 +74,7 @@ impl<'a> Opener<'a> {
     ///
     /// # Errors
     /// The store's.
-    pub async fn of(
+    pub(super) async fn of(
         store: &Store,
         keyring: &'a Keyring,
         rows: &[Stored],
@@ -102,7 +102,7 @@ impl<'a> Opener<'a> {
     ///
     /// # Errors
     /// [`Error::Tampered`] where sealed bytes of a living person do not open.
-    pub fn open(&self, row: Stored) -> Result<Shown> {
+    pub(super) fn open(&self, row: Stored) -> Result<Shown> {
         let at = format!("audit_logs, stream {} position {}", row.stream, row.position);
         let (entry, leaf) = row.entry().ok_or_else(|| Error::Tampered { at: at.clone() })?;
         let find = |id: Option<i64>| id.and_then(|id| self.people.get(&id));

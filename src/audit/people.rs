@@ -16,14 +16,14 @@ const REMEMBERED: usize = 20_000;
 
 /// The persons, by user id.
 #[derive(Debug, Default)]
-pub struct People(HashMap<String, Known>);
+pub(super) struct People(HashMap<String, Known>);
 
 impl People {
     /// Makes sure that everybody these entries name is known; who does not exist yet is created.
     ///
     /// # Errors
     /// The store's.
-    pub async fn meet(
+    pub(super) async fn meet(
         &mut self,
         store: &Store,
         keyring: &Keyring,
@@ -62,12 +62,12 @@ impl People {
     }
 
     /// Everybody who is known.
-    pub fn known(&self) -> &HashMap<String, Known> {
+    pub(super) fn known(&self) -> &HashMap<String, Known> {
         &self.0
     }
 
     /// Whom these entries refer to, as the statement compares them.
-    pub fn referred(&self, drafts: &[&Draft]) -> Vec<Referred> {
+    pub(super) fn referred(&self, drafts: &[&Draft]) -> Vec<Referred> {
         let mut referred: Vec<Referred> = drafts
             .iter()
             .flat_map(|draft| draft.people())
@@ -80,7 +80,7 @@ impl People {
     }
 
     /// Forgets them: somebody is gone, or has another key.
-    pub fn forget(&mut self, drafts: &[&Draft]) {
+    pub(super) fn forget(&mut self, drafts: &[&Draft]) {
         for person in drafts.iter().flat_map(|draft| draft.people()) {
             self.0.remove(person.as_str());
         }

@@ -52,7 +52,7 @@ pub enum Request {
     /// To append.
     Append(Group),
     /// To take in what was staged with a change that is committed.
-    Staged(Sealed),
+    Staged(Box<Sealed>),
 }
 
 impl Group {
@@ -140,7 +140,7 @@ impl Queue {
     }
 
     /// Hands over what was staged. Where there is no room it is found in the table later.
-    pub fn staged(&self, connection: usize, sealed: Sealed) {
+    pub fn staged(&self, connection: usize, sealed: Box<Sealed>) {
         if let Ok(stream) = self.stream(connection) {
             let _ = stream.try_send(Request::Staged(sealed));
         }

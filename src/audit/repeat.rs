@@ -14,7 +14,7 @@ use crate::store::{Deadline, Store};
 ///
 /// # Errors
 /// [`Error::Conflict`] when one of the ids stands for another entry, or when only some are there.
-pub async fn answer(
+pub(super) async fn answer(
     store: &Store,
     keyring: &Keyring,
     drafts: &[Draft],

@@ -82,7 +82,7 @@ impl Stored {
 ///
 /// # Errors
 /// The database's.
-pub async fn stage(tx: &mut Connection, own: &Deployment, deployment: &str, entry: Entry) -> Result<Sealed> {
+pub async fn stage(tx: &mut Connection, own: &Deployment, entry: Entry) -> Result<Sealed> {
     let new = New {
         id: &entry.id,
         actor_id: entry.actor_id,
@@ -93,7 +93,7 @@ pub async fn stage(tx: &mut Connection, own: &Deployment, deployment: &str, entr
         outcome: entry.outcome.as_deref(),
         labels: entry.labels.as_ref().map(serde_json::to_value).transpose().map_err(Error::internal)?,
         client_sealed: entry.client_sealed.as_deref(),
-        mac: own.mac(PURPOSE, &[deployment.as_bytes(), &entry.canonical()]),
+        mac: own.mac(PURPOSE, &[own.name().as_bytes(), &entry.canonical()]),
     };
     let number: i64 = diesel::insert_into(audit_staged::table)
         .values(new)
@@ -107,12 +107,7 @@ pub async fn stage(tx: &mut Connection, own: &Deployment, deployment: &str, entr
 ///
 /// # Errors
 /// The store's.
-pub async fn orphans(
-    store: &Store,
-    own: &Deployment,
-    deployment: &str,
-    deadline: &Deadline,
-) -> Result<Vec<Sealed>> {
+pub async fn orphans(store: &Store, own: &Deployment, deadline: &Deadline) -> Result<Vec<Sealed>> {
     let rows: Vec<Stored> = store
         .single(deadline, "audit.orphans", async |connection| {
             let rows = audit_staged::table
@@ -127,7 +122,7 @@ pub async fn orphans(
     for row in rows {
         let number = row.number;
         let genuine = row.entry().filter(|(_, mac, entry)| {
-            own.verifies(PURPOSE, &[deployment.as_bytes(), &entry.canonical()], mac)
+            own.verifies(PURPOSE, &[own.name().as_bytes(), &entry.canonical()], mac)
         });
         match genuine {
             Some((number, _, entry)) => orphans.push(Sealed { entry, staged: Some(number) }),
@@ -141,12 +136,12 @@ pub async fn orphans(
 ///
 /// # Errors
 /// The database's.
-pub async fn strangers(connection: &mut Connection, own: &Deployment, deployment: &str) -> Result<Vec<i64>> {
+pub async fn strangers(connection: &mut Connection, own: &Deployment) -> Result<Vec<i64>> {
     let rows: Vec<Stored> =
         audit_staged::table.order(audit_staged::number).select(Stored::as_select()).load(connection).await?;
     let genuine = |row: Stored| {
         let entry = row.entry()?;
-        own.verifies(PURPOSE, &[deployment.as_bytes(), &entry.2.canonical()], &entry.1).then_some(())
+        own.verifies(PURPOSE, &[own.name().as_bytes(), &entry.2.canonical()], &entry.1).then_some(())
     };
     Ok(rows
         .into_iter()

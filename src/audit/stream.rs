@@ -72,11 +72,11 @@ pub struct Sealed {
 }
 
 /// Somebody whom a batch refers to: it is written only while the row is the same.
-pub type Referred = (i64, Vec<u8>);
+pub(super) type Referred = (i64, Vec<u8>);
 
 /// Why a batch was not appended. Nothing of it is in the log, unless it is `Unknown`.
 #[derive(Debug)]
-pub enum Refused {
+pub(super) enum Refused {
     /// The lease is lost, or the head is not what this daemon believed.
     Lost,
     /// A person is gone, or has another key.
@@ -97,7 +97,7 @@ pub enum Refused {
 
 /// A leased stream and the connection that appends to it.
 #[derive(Debug)]
-pub struct Stream {
+pub(super) struct Stream {
     connection: Dedicated,
     append: Statement,
     /// Its number.
@@ -110,7 +110,7 @@ pub struct Stream {
 
 /// Where a batch begins, and when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Appended {
+pub(super) struct Appended {
     /// In which stream.
     pub stream: i32,
     /// The position of its first entry.
@@ -121,7 +121,7 @@ pub struct Appended {
 
 /// What a batch whose answer did not arrive has come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Settled {
+pub(super) enum Settled {
     /// It is in the log.
     Committed,
     /// It is not, and never will be.
@@ -130,7 +130,7 @@ pub enum Settled {
 
 /// A batch as it was sent.
 #[derive(Debug)]
-pub struct Sent {
+pub(super) struct Sent {
     /// Where it begins.
     pub at: Appended,
     frontier: Frontier,
@@ -141,7 +141,7 @@ impl Stream {
     ///
     /// # Errors
     /// [`Error::Unavailable`]; [`Error::Tampered`] when the head of the stream is not one that a daemon has sealed.
-    pub async fn lease(store: &Store, own: &Deployment, name: &str, deadline: &Deadline) -> Result<Self> {
+    pub(super) async fn lease(store: &Store, own: &Deployment, deadline: &Deadline) -> Result<Self> {
         let connection = store.dedicated(deadline).await?;
         let leasing = async {
             let append = connection.client.prepare(APPEND).await.map_err(away)?;
@@ -149,37 +149,31 @@ impl Stream {
             connection.begin().await.map_err(away)?;
             match connection.client.query_opt(TAKE, &[&LEASE]).await.map_err(away)? {
                 Some(row) => {
-                    let stream = Self::taken(connection, append, own, name, &row).await?;
+                    let stream = Self::taken(connection, append, own, &row).await?;
                     stream.connection.commit().await.map_err(away)?;
                     Ok(stream)
                 }
                 None => {
                     connection.commit().await.map_err(away)?;
-                    Self::made(connection, append, own, name).await
+                    Self::made(connection, append, own).await
                 }
             }
         };
         deadline.run(leasing).await.unwrap_or_else(|_| Err(late()))
     }
 
-    async fn taken(
-        connection: Dedicated,
-        append: Statement,
-        own: &Deployment,
-        name: &str,
-        row: &Row,
-    ) -> Result<Self> {
+    async fn taken(connection: Dedicated, append: Statement, own: &Deployment, row: &Row) -> Result<Self> {
         let number: i32 = row.get("stream");
         let tampered = || Error::Tampered { at: format!("audit_streams, stream {number}") };
         let size = u64::try_from(row.get::<_, i64>("size")).map_err(|_| tampered())?;
         let root = Hash::read(row.get("root")).ok_or_else(tampered)?;
         let frontier = Frontier::from_bytes(size, row.get("frontier")).ok_or_else(tampered)?;
-        let sealed = head_parts(name, number, row.get("sealed_epoch"), size, root);
+        let sealed = head_parts(own.name(), number, row.get("sealed_epoch"), size, root);
         if frontier.root() != root || !own.verifies(HEAD, &sealed.parts(), row.get("head_mac")) {
             return Err(tampered());
         }
         let epoch: i64 = row.get("epoch");
-        let mac = own.mac(HEAD, &head_parts(name, number, epoch, size, root).parts());
+        let mac = own.mac(HEAD, &head_parts(own.name(), number, epoch, size, root).parts());
         connection.client.execute(SEAL, &[&number, &epoch, &mac]).await.map_err(away)?;
         Ok(Self {
             connection,
@@ -192,12 +186,12 @@ impl Stream {
         })
     }
 
-    async fn made(connection: Dedicated, append: Statement, own: &Deployment, name: &str) -> Result<Self> {
+    async fn made(connection: Dedicated, append: Statement, own: &Deployment) -> Result<Self> {
         loop {
             let next = connection.client.query_one(NEXT, &[]).await.map_err(away)?;
             let number: i32 = next.get("stream");
             let frontier = Frontier::default();
-            let mac = own.mac(HEAD, &head_parts(name, number, 1, 0, frontier.root()).parts());
+            let mac = own.mac(HEAD, &head_parts(own.name(), number, 1, 0, frontier.root()).parts());
             let root = frontier.root().bytes().to_vec();
             let made =
                 connection.client.query_opt(MAKE, &[&number, &root, &mac, &LEASE]).await.map_err(away)?;
@@ -220,7 +214,7 @@ impl Stream {
     ///
     /// # Errors
     /// [`Error::Unavailable`].
-    pub async fn renew(&mut self, deadline: &Deadline) -> Result<bool> {
+    pub(super) async fn renew(&mut self, deadline: &Deadline) -> Result<bool> {
         let params: &[&(dyn ToSql + Sync)] = &[&self.number, &self.epoch, &LEASE];
         let row = deadline
             .run(self.connection.client.query_opt(RENEW, params))
@@ -234,13 +228,13 @@ impl Stream {
     }
 
     /// Gives the lease back, so that the next daemon need not wait for its end.
-    pub async fn release(self, deadline: &Deadline) {
+    pub(super) async fn release(self, deadline: &Deadline) {
         // Without an answer the lease ends by itself.
         let _ = deadline.run(self.connection.client.execute(RELEASE, &[&self.number, &self.epoch])).await;
     }
 
     /// Whether the connection has ended.
-    pub fn is_closed(&self) -> bool {
+    pub(super) fn is_closed(&self) -> bool {
         self.connection.seen.closed()
     }
 
@@ -257,10 +251,9 @@ impl Stream {
     ///
     /// # Errors
     /// [`Refused`], and for `Unknown` what [`Stream::settle`] needs.
-    pub async fn append(
+    pub(super) async fn append(
         &mut self,
         own: &Deployment,
-        name: &str,
         batch: &mut [Sealed],
         people: &[Referred],
         deadline: &Deadline,
@@ -281,7 +274,7 @@ impl Stream {
         }
         let at = Appended { stream: self.number, first, recorded_at };
         let sent = Sent { at, frontier };
-        match deadline.run(self.send(own, name, &sent, &columns, people)).await {
+        match deadline.run(self.send(own, &sent, &columns, people)).await {
             Ok(Ok(())) => {
                 self.frontier = sent.frontier;
                 self.last_recorded_at = Some(recorded_at);
@@ -295,13 +288,12 @@ impl Stream {
     async fn send(
         &self,
         own: &Deployment,
-        name: &str,
         sent: &Sent,
         columns: &Columns,
         people: &[Referred],
     ) -> Result<(), Refused> {
         let (size, root) = (sent.frontier.size(), sent.frontier.root());
-        let mac = own.mac(HEAD, &head_parts(name, self.number, self.epoch, size, root).parts());
+        let mac = own.mac(HEAD, &head_parts(own.name(), self.number, self.epoch, size, root).parts());
         let (ids, keys): (Vec<i64>, Vec<&[u8]>) =
             people.iter().map(|(id, key)| (*id, key.as_slice())).unzip();
         let c = columns;
@@ -366,15 +358,14 @@ impl Stream {
     ///
     /// # Errors
     /// [`Error::Unavailable`]: ask again.
-    pub async fn settle(
+    pub(super) async fn settle(
         self,
         store: &Store,
         own: &Deployment,
-        name: &str,
         sent: Sent,
         deadline: &Deadline,
     ) -> Result<(Settled, Option<Self>), (Error, Box<(Self, Sent)>)> {
-        match self.fence(store, own, name, &sent, deadline).await {
+        match self.fence(store, own, &sent, deadline).await {
             Ok((settled, epoch_and_connection)) => {
                 let next = epoch_and_connection.map(|(epoch, connection, append, clock)| {
                     let committed = settled == Settled::Committed;
@@ -403,7 +394,6 @@ impl Stream {
         &self,
         store: &Store,
         own: &Deployment,
-        name: &str,
         sent: &Sent,
         deadline: &Deadline,
     ) -> Result<(Settled, Option<(i64, Dedicated, Statement, (DateTime<Utc>, Instant))>)> {
@@ -424,7 +414,7 @@ impl Stream {
             let (epoch, root): (i64, &[u8]) = (row.get("epoch"), row.get("root"));
             let committed = root == sent.frontier.root().bytes();
             let frontier = if committed { &sent.frontier } else { &self.frontier };
-            let parts = head_parts(name, self.number, epoch, frontier.size(), frontier.root());
+            let parts = head_parts(own.name(), self.number, epoch, frontier.size(), frontier.root());
             let mac = own.mac(HEAD, &parts.parts());
             connection.client.execute(SEAL, &[&self.number, &epoch, &mac]).await.map_err(away)?;
             connection.commit().await.map_err(away)?;

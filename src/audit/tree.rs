@@ -11,11 +11,11 @@ use crate::store::Connection;
 use crate::store::schema::{audit_heads, audit_logs, audit_nodes};
 
 /// The number under which `audit_nodes` has the heads log.
-pub const HEADS: i32 = -1;
+pub(super) const HEADS: i32 = -1;
 
 /// Which tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tree {
+pub(super) enum Tree {
     /// That of a stream.
     Stream(i32),
     /// That over the heads of all streams.
@@ -38,7 +38,7 @@ impl Tree {
     ///
     /// # Errors
     /// [`Error::Tampered`] where a leaf or a subtree is missing.
-    pub async fn proof(self, connection: &mut Connection, steps: &[Step]) -> Result<Vec<Hash>> {
+    pub(super) async fn proof(self, connection: &mut Connection, steps: &[Step]) -> Result<Vec<Hash>> {
         let nodes: Vec<Node> = steps.iter().flatten().copied().collect();
         let known = self.hashes(connection, &nodes).await?;
         resolve(steps, &known).ok_or_else(|| self.broken())
@@ -48,7 +48,11 @@ impl Tree {
     ///
     /// # Errors
     /// [`Error::Tampered`] where a leaf or a subtree is missing.
-    pub async fn hashes(self, connection: &mut Connection, nodes: &[Node]) -> Result<HashMap<Node, Hash>> {
+    pub(super) async fn hashes(
+        self,
+        connection: &mut Connection,
+        nodes: &[Node],
+    ) -> Result<HashMap<Node, Hash>> {
         let mut known = HashMap::with_capacity(nodes.len());
         for node in nodes {
             known.insert(*node, self.subtree(connection, *node).await?);

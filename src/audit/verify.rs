@@ -83,8 +83,7 @@ struct Findings {
 impl Findings {
     fn add(
         &mut self,
-        stream: i32,
-        position: i64,
+        (stream, position): (i32, i64),
         what: &'static str,
         expected: impl Into<String>,
         found: impl Into<String>,
@@ -100,9 +99,9 @@ impl Findings {
         }
     }
 
-    fn compare(&mut self, stream: i32, position: i64, what: &'static str, expected: &Hash, found: &[u8]) {
+    fn compare(&mut self, at: (i32, i64), what: &'static str, expected: &Hash, found: &[u8]) {
         if expected.bytes().as_slice() != found {
-            self.add(stream, position, what, expected.hex(), hex(found));
+            self.add(at, what, expected.hex(), hex(found));
         }
     }
 }
@@ -149,12 +148,9 @@ impl Log {
                 if whole {
                     verify_strangers(connection, &streams, &mut findings).await?;
                     self.verify_heads(connection, &heads, &mut findings).await?;
-                    for number in
-                        staged::strangers(connection, self.keyring.own()?, self.keyring.deployment()).await?
-                    {
+                    for number in staged::strangers(connection, self.keyring.own()?).await? {
                         findings.add(
-                            HEADS,
-                            number,
+                            (HEADS, number),
                             "audit_staged",
                             "an entry that a daemon has staged",
                             "another one",
@@ -176,7 +172,7 @@ impl Log {
     /// [`Error::Tampered`], naming the first place.
     pub async fn verify_all(&self, deadline: &Deadline) -> Result<()> {
         let report = self.verify(Range::EVERYTHING, deadline).await?;
-        match report.breaks.iter().next() {
+        match <[Break]>::first(&report.breaks) {
             None => Ok(()),
             Some(first) => Err(Error::Tampered {
                 at: format!(
@@ -211,15 +207,14 @@ impl Log {
                 findings.entries = findings.entries.saturating_add(1);
                 findings.persons.extend([row.actor_id, row.subject_id].into_iter().flatten());
                 if (whole || after >= 0) && position != next {
-                    findings.add(number, next, "position", next.to_string(), position.to_string());
+                    findings.add((number, next), "position", next.to_string(), position.to_string());
                 }
                 next = position.saturating_add(1);
                 after = after.max(0);
                 if last.is_some_and(|last| recorded_at < last) {
                     let last = last.map(|last| Timestamp::from(last).to_string());
                     findings.add(
-                        number,
-                        position,
+                        (number, position),
                         "recorded_at",
                         last.unwrap_or_default(),
                         Timestamp::from(recorded_at).to_string(),
@@ -228,8 +223,7 @@ impl Log {
                 last = Some(recorded_at);
                 let Some((entry, found)) = row.entry() else {
                     findings.add(
-                        number,
-                        position,
+                        (number, position),
                         "entry",
                         "an entry of format 1",
                         "labels or leaf hash of another form",
@@ -237,12 +231,12 @@ impl Log {
                     continue;
                 };
                 let leaf = entry.leaf();
-                findings.compare(number, position, "leaf_hash", &leaf, found.bytes());
+                findings.compare((number, position), "leaf_hash", &leaf, found.bytes());
                 if whole {
                     frontier.push(leaf, |node, hash| check_node(&mut nodes, number, node, hash, findings));
                     let size = i64::try_from(frontier.size()).unwrap_or(i64::MAX);
                     if let Some(head) = heads.get(&size) {
-                        findings.compare(number, size, "root at a head", &frontier.root(), &head.root);
+                        findings.compare((number, size), "root at a head", &frontier.root(), &head.root);
                     }
                 }
             }
@@ -254,8 +248,7 @@ impl Log {
             self.verify_end(stream, heads, &frontier, findings)?;
             for (level, index) in nodes.into_keys() {
                 findings.add(
-                    number,
-                    index,
+                    (number, index),
                     "audit_nodes",
                     "no such subtree",
                     format!("level {level} index {index}"),
@@ -275,23 +268,22 @@ impl Log {
         let number = stream.stream;
         let size = i64::try_from(frontier.size()).unwrap_or(i64::MAX);
         if stream.size != size {
-            findings.add(number, size, "size of the stream", stream.size.to_string(), size.to_string());
+            findings.add((number, size), "size of the stream", stream.size.to_string(), size.to_string());
         }
-        findings.compare(number, size, "root of the stream", &frontier.root(), &stream.root);
+        findings.compare((number, size), "root of the stream", &frontier.root(), &stream.root);
         if frontier.to_bytes() != stream.frontier {
-            findings.add(number, size, "frontier", hex(&frontier.to_bytes()), hex(&stream.frontier));
+            findings.add((number, size), "frontier", hex(&frontier.to_bytes()), hex(&stream.frontier));
         }
         if stream.sealed_root(self)?.is_none() {
             findings.add(
-                number,
-                stream.size,
+                (number, stream.size),
                 "head_mac",
                 "a head that a daemon has sealed",
                 hex(&stream.head_mac),
             );
         }
         for lost in heads.keys().filter(|head| **head > size) {
-            findings.add(number, size, "entries up to a head", lost.to_string(), size.to_string());
+            findings.add((number, size), "entries up to a head", lost.to_string(), size.to_string());
         }
         Ok(())
     }
@@ -319,24 +311,22 @@ impl Log {
             let expected = i64::try_from(expected).unwrap_or(i64::MAX);
             if head.index != expected {
                 findings.add(
-                    HEADS,
-                    expected,
+                    (HEADS, expected),
                     "index of a head",
                     expected.to_string(),
                     head.index.to_string(),
                 );
             }
             let Some(leaf) = head.head().map(|head| head.leaf()) else {
-                findings.add(HEADS, head.index, "root of a head", "32 bytes", hex(&head.root));
+                findings.add((HEADS, head.index), "root of a head", "32 bytes", hex(&head.root));
                 continue;
             };
-            findings.compare(HEADS, head.index, "leaf_hash of a head", &leaf, &head.leaf_hash);
+            findings.compare((HEADS, head.index), "leaf_hash of a head", &leaf, &head.leaf_hash);
             frontier.push(leaf, |node, hash| check_node(&mut nodes, HEADS, node, hash, findings));
             let size = i64::try_from(frontier.size()).unwrap_or(i64::MAX);
             while let Some(checkpoint) = checkpoints.next_if(|checkpoint| checkpoint.size <= size) {
                 findings.compare(
-                    HEADS,
-                    checkpoint.size,
+                    (HEADS, checkpoint.size),
                     "root of a checkpoint",
                     &frontier.root(),
                     &checkpoint.root,
@@ -349,8 +339,7 @@ impl Log {
                     });
                 if !signed {
                     findings.add(
-                        HEADS,
-                        checkpoint.size,
+                        (HEADS, checkpoint.size),
                         "note",
                         "a note over this root, signed by one of signing.key_files",
                         checkpoint.note,
@@ -360,8 +349,7 @@ impl Log {
         }
         for checkpoint in checkpoints {
             findings.add(
-                HEADS,
-                checkpoint.size,
+                (HEADS, checkpoint.size),
                 "heads up to a checkpoint",
                 checkpoint.size.to_string(),
                 heads.len().to_string(),
@@ -406,8 +394,8 @@ fn check_node(nodes: &mut Nodes, stream: i32, node: Node, hash: Hash, findings: 
     }
     let key = (i32::try_from(node.level).unwrap_or(i32::MAX), i64::try_from(node.index).unwrap_or(i64::MAX));
     match nodes.remove(&key) {
-        Some(found) => findings.compare(stream, key.1, "audit_nodes", &hash, &found),
-        None => findings.add(stream, key.1, "audit_nodes", hash.hex(), "nothing"),
+        Some(found) => findings.compare((stream, key.1), "audit_nodes", &hash, &found),
+        None => findings.add((stream, key.1), "audit_nodes", hash.hex(), "nothing"),
     }
 }
 
@@ -425,7 +413,7 @@ async fn verify_strangers(
         .load(connection)
         .await?;
     for (stream, position) in strangers {
-        findings.add(stream, position, "stream", "a stream of audit_streams", stream.to_string());
+        findings.add((stream, position), "stream", "a stream of audit_streams", stream.to_string());
     }
     Ok(())
 }

@@ -113,9 +113,9 @@ impl Writer {
             self.stream = None;
         }
         let Ok(own) = self.keyring.own() else { return };
-        match staged::orphans(&self.store, own, self.keyring.deployment(), &deadline).await {
+        match staged::orphans(&self.store, own, &deadline).await {
             Ok(orphans) if !orphans.is_empty() => {
-                self.write(orphans.into_iter().map(Work::Staged).collect()).await
+                self.write(orphans.into_iter().map(|sealed| Work::Staged(Box::new(sealed))).collect()).await
             }
             Ok(_) => {}
             Err(error) => tracing::debug!(%error, "staged entries could not be looked for"),
@@ -171,7 +171,7 @@ impl Writer {
         };
         metrics::histogram!("sidekeep_audit_batch_entries")
             .record(f64::from(u32::try_from(sealed.len()).unwrap_or(u32::MAX)));
-        match stream.append(own, self.keyring.deployment(), &mut sealed, &referred, &deadline).await {
+        match stream.append(own, &mut sealed, &referred, &deadline).await {
             Ok(_) => {
                 answer(batch, &sealed);
                 Ok(Vec::new())
@@ -181,7 +181,7 @@ impl Writer {
     }
 
     async fn lease(&self, deadline: &Deadline) -> Result<Stream> {
-        Stream::lease(&self.store, self.keyring.own()?, self.keyring.deployment(), deadline).await
+        Stream::lease(&self.store, self.keyring.own()?, deadline).await
     }
 
     fn seal(&self, batch: &[Work]) -> Result<Vec<Sealed>> {
@@ -189,7 +189,7 @@ impl Writer {
         let mut sealed = Vec::new();
         for work in batch {
             match work {
-                Work::Staged(staged) => sealed.push(staged.clone()),
+                Work::Staged(staged) => sealed.push((**staged).clone()),
                 Work::Append(group) => {
                     for draft in &group.drafts {
                         sealed.push(Sealed { entry: draft.seal(self.people.known(), own)?, staged: None });
@@ -244,7 +244,7 @@ impl Writer {
         let mut sent = sent;
         loop {
             let Ok(own) = self.keyring.own() else { return batch };
-            match stream.settle(&self.store, own, self.keyring.deployment(), sent, &self.step()).await {
+            match stream.settle(&self.store, own, sent, &self.step()).await {
                 Ok((settled, next)) => {
                     self.stream = next;
                     if settled == Settled::Committed {
@@ -368,11 +368,11 @@ impl Writer {
 
 /// A request that was begun with.
 #[derive(Debug)]
-pub enum Work {
+pub(super) enum Work {
     /// A caller waits for it.
     Append(Group),
     /// It is durable already, and waits for its place.
-    Staged(Sealed),
+    Staged(Box<Sealed>),
 }
 
 impl Work {

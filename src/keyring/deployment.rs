@@ -1,5 +1,7 @@
 //! What belongs to no person: the deployment's own data key, and the key of MACs that is derived from it.
 
+use std::sync::Arc;
+
 use aws_lc_rs::{hkdf, hmac};
 use zeroize::Zeroizing;
 
@@ -10,6 +12,7 @@ use crate::error::{Error, Result};
 pub struct Deployment {
     /// Seals what belongs to no person.
     pub key: DataKey,
+    name: Arc<str>,
     mac: hmac::Key,
 }
 
@@ -20,12 +23,17 @@ impl std::fmt::Debug for Deployment {
 }
 
 impl Deployment {
-    pub(super) fn new(key: DataKey, bytes: &[u8; 32]) -> Result<Self> {
+    pub(super) fn new(name: Arc<str>, key: DataKey, bytes: &[u8; 32]) -> Result<Self> {
         let prk = hkdf::Salt::new(hkdf::HKDF_SHA256, b"sidekeep mac").extract(bytes);
         let mut derived = Zeroizing::new([0_u8; 32]);
         let okm = prk.expand(&[b"1"], hmac::HMAC_SHA256).map_err(Error::internal)?;
         okm.fill(&mut *derived).map_err(Error::internal)?;
-        Ok(Self { key, mac: hmac::Key::new(hmac::HMAC_SHA256, &*derived) })
+        Ok(Self { key, name, mac: hmac::Key::new(hmac::HMAC_SHA256, &*derived) })
+    }
+
+    /// The deployment's name.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// HMAC-SHA-256 (RFC 2104) over these parts, each behind its length.

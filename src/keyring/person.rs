@@ -213,7 +213,7 @@ impl Keyring {
                     let data_key = self.unwrap(&own).map_err(|_| StartError::DoesNotOpen(kek_id))?;
                     let key = DataKey::new(self.deployment.clone(), &data_key)?;
                     // Whoever came first has the same key.
-                    let _ = self.own.set(Deployment::new(key, &data_key)?);
+                    let _ = self.own.set(Deployment::new(self.deployment.clone(), key, &data_key)?);
                     return Ok(());
                 }
                 None => {

@@ -18,7 +18,7 @@ use crate::records::Records;
 use crate::store::Connection;
 use crate::store::schema::{conversation_messages, conversations, subjects};
 use crate::values::{Json, RecordId, UserId};
-use crate::values::{Limit, Page, decode, encode, fit, total};
+use crate::values::{Limit, Page, decode, encode, fit};
 
 /// Parameters of `conversation.messages`.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
