@@ -13,6 +13,10 @@
 )]
 
 mod dev;
+mod faults;
+mod keys;
+mod outcome;
 mod records;
 mod schema;
 mod support;
+mod tls;

@@ -3,10 +3,14 @@
 mod client;
 mod cluster;
 mod daemon;
+mod proxy;
+mod psql;
 
 pub use client::{Answer, Client, RpcError, read};
 pub use cluster::{Cluster, migrate, sql};
 pub use daemon::{Daemon, World, sidekeep};
+pub use proxy::{Fault, Proxy};
+pub use psql::Psql;
 
 use std::time::{Duration, Instant};
 
@@ -23,4 +27,11 @@ pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
         assert!(began.elapsed() < PATIENCE, "waited in vain for {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// How long something took, with what it answered.
+pub fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
+    let began = Instant::now();
+    let output = work();
+    (output, began.elapsed())
 }
