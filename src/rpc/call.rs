@@ -205,7 +205,7 @@ impl Calls {
         let deadline = Deadline::after(self.app.config.limits.call_timeout.duration(), self.cut.clone());
         let _counted = if entry.uncounted { None } else { Some(self.admit(&deadline).await?) };
         if entry.personal {
-            self.app.ready()?;
+            self.app.ready(&deadline).await?;
         }
         let call = |context: Context| {
             self.access.load().check_purpose(entry, &context)?;
