@@ -18,9 +18,9 @@ use crate::store::connect::ConnectError;
 use crate::store::{Deadline, Store};
 use crate::telemetry::Telemetry;
 
-/// How long the start waits for a PostgreSQL that is away, before it serves `unavailable` until it comes.
+/// How long the service manager waits for a PostgreSQL that is away, before it is told that this daemon serves.
 const START: Duration = Duration::from_secs(2);
-/// How often it is tried from then on.
+/// How often a PostgreSQL that answers, but not as it has to, is tried.
 const AGAIN: Duration = Duration::from_millis(200);
 
 /// Everything a call may use.
@@ -83,12 +83,12 @@ pub enum OpenError {
 }
 
 impl App {
-    /// Opens keyring and store, and checks that they belong together; nothing of a person is served before. Where
+    /// Opens keyring and store, and begins to check that they belong together; nothing of a person is served before. Where
     /// PostgreSQL is away it goes on trying, and every call that needs it is told so.
     ///
     /// # Errors
     /// Says what is missing and what to do about it.
-    pub async fn open(
+    pub fn open(
         config: Config,
         telemetry: Telemetry,
         tracker: TaskTracker,
@@ -105,14 +105,10 @@ impl App {
             tracker,
             end,
         });
-        app.prepare(START).await;
-        if let State::Failed(error) = app.state() {
-            return Err(error);
-        }
-        let waiting = app.clone();
-        app.tracker.spawn(async move { waiting.keep_preparing().await });
         let observing = app.clone();
         app.tracker.spawn(async move { observing.records.store().observe(observing.end.clone()).await });
+        let preparing = app.clone();
+        app.tracker.spawn(async move { preparing.prepare().await });
         Ok(app)
     }
 
@@ -121,15 +117,34 @@ impl App {
         self.state.borrow().clone()
     }
 
+    /// Waits until database and keys have been found to belong together, as long as a call waits for a connection.
+    ///
     /// # Errors
-    /// [`Error::Unavailable`] until database and keys have been found to belong together.
-    pub fn ready(&self) -> Result<(), Error> {
-        match &*self.state.borrow() {
+    /// [`Error::Unavailable`] where that did not come.
+    pub async fn ready(&self, deadline: &Deadline) -> Result<(), Error> {
+        if matches!(*self.state.borrow(), State::Ready) {
+            return Ok(());
+        }
+        let mut state = self.state.subscribe();
+        let deadline = deadline.within(self.config.database.acquire_timeout.duration());
+        // Whether the wait ended by itself is seen in the state.
+        let _ = deadline.run(state.wait_for(|state| !matches!(state, State::Waiting(_)))).await;
+        match &*state.borrow() {
             State::Ready => Ok(()),
             State::Waiting(why) => {
                 Err(Error::unavailable(format!("PostgreSQL has not been reached since the start: {why}")))
             }
-            State::Failed(error) => Err(Error::unavailable(error.to_string())),
+            // The keys or the schema are wrong, which is for the operator's eyes.
+            State::Failed(_) => Err(Error::unavailable("this daemon cannot serve, as its log says")),
+        }
+    }
+
+    /// Ends when calls can be answered, or when PostgreSQL has kept them waiting so long that it is not waited for.
+    pub async fn settled(&self) {
+        let mut state = self.state.subscribe();
+        let ready = state.wait_for(|state| matches!(state, State::Ready));
+        if tokio::time::timeout(START, ready).await.is_err() && matches!(self.state(), State::Failed(_)) {
+            std::future::pending::<()>().await;
         }
     }
 
@@ -156,25 +171,26 @@ impl App {
         *self.reload_error.lock().unwrap_or_else(PoisonError::into_inner) = error;
     }
 
-    async fn keep_preparing(&self) {
-        while matches!(self.state(), State::Waiting(_)) {
+    async fn prepare(&self) {
+        while !self.end.is_cancelled() {
+            let deadline = Deadline::after(self.config.limits.call_timeout.duration(), self.end.clone());
+            let state = match self.check(&deadline).await {
+                Ok(()) => State::Ready,
+                Err(OpenError::Keyring(StartError::Database(error))) if is_away(&error) => {
+                    State::Waiting(error.to_string())
+                }
+                Err(error) => State::Failed(Arc::new(error)),
+            };
+            let done = !matches!(state, State::Waiting(_));
+            self.state.send_replace(state);
+            if done {
+                return;
+            }
             tokio::select! {
-                () = tokio::time::sleep(AGAIN) => self.prepare(self.config.limits.call_timeout.duration()).await,
-                () = self.end.cancelled() => return,
+                () = tokio::time::sleep(AGAIN) => {}
+                () = self.end.cancelled() => {}
             }
         }
-    }
-
-    async fn prepare(&self, patience: Duration) {
-        let deadline = Deadline::after(patience, self.end.clone());
-        let state = match self.check(&deadline).await {
-            Ok(()) => State::Ready,
-            Err(OpenError::Keyring(StartError::Database(error))) if is_away(&error) => {
-                State::Waiting(error.to_string())
-            }
-            Err(error) => State::Failed(Arc::new(error)),
-        };
-        self.state.send_replace(state);
     }
 
     async fn check(&self, deadline: &Deadline) -> Result<(), OpenError> {
@@ -187,9 +203,7 @@ impl App {
         if let Some(advice) = schema.advice() {
             return Err(OpenError::Schema(advice));
         }
-        self.records.keyring().check(store, deadline).await?;
-        store.look(&self.end).await;
-        Ok(())
+        Ok(self.records.keyring().check(store, deadline).await?)
     }
 }
 

@@ -120,11 +120,8 @@ pub async fn run(
     let ended = match opened {
         Err(error) => Err(error),
         Ok(calls) => {
-            tell(&[NotifyState::Ready, NotifyState::Status("serving")]);
-            info!(version = env!("CARGO_PKG_VERSION"), "serving");
-            ready();
             let serving = Serving { calls, settings, shutdown };
-            serving.until_end(listener, &mut signals).await
+            serving.until_end(listener, &mut signals, ready).await
         }
     };
     end.cancel();
@@ -142,7 +139,7 @@ async fn open(
 ) -> Result<Arc<Calls>, RunError> {
     let config = settings.loaded.config.clone();
     let metrics = config.metrics.listen;
-    let app = App::open(config, telemetry, tracker.clone(), end.clone()).await.map_err(RunError::Open)?;
+    let app = App::open(config, telemetry, tracker.clone(), end.clone()).map_err(RunError::Open)?;
     let calls = Calls::new(app)?;
     if let Some(address) = metrics {
         let listener = tokio::net::TcpListener::bind(address).await.map_err(RunError::Metrics)?;
@@ -163,10 +160,12 @@ impl Serving {
         &self,
         listener: Listener,
         signals: &mut mpsc::Receiver<Signal>,
+        ready: impl FnOnce(),
     ) -> Result<Ended, RunError> {
         let serving = server::run(listener, self.calls.clone(), self.shutdown.clone());
-        tokio::pin!(serving);
-        let mut failure = None;
+        let settled = self.calls.app().settled();
+        tokio::pin!(serving, settled);
+        let (mut failure, mut ready) = (None, Some(ready));
         loop {
             tokio::select! {
                 () = &mut serving => break,
@@ -174,6 +173,11 @@ impl Serving {
                     error!("cannot serve: {error}");
                     failure = Some(error);
                     self.stop();
+                }
+                () = &mut settled, if ready.is_some() && failure.is_none() => {
+                    tell(&[NotifyState::Ready, NotifyState::Status("serving")]);
+                    info!(version = env!("CARGO_PKG_VERSION"), "serving");
+                    ready.take().into_iter().for_each(|ready| ready());
                 }
                 Some(signal) = signals.recv() => match signal {
                     Signal::Reload => self.reload(),

@@ -152,7 +152,7 @@ impl Keyring {
     /// order of their user ids, so that two callers who create the same people do not deadlock.
     ///
     /// # Errors
-    /// As [`Store::single`].
+    /// As [`Store::autocommit`].
     pub async fn create(&self, store: &Store, deadline: &Deadline, user_ids: &[&UserId]) -> Result<()> {
         let mut user_ids: Vec<&str> = user_ids.iter().map(|user_id| user_id.as_str()).collect();
         user_ids.sort_unstable();
@@ -166,7 +166,7 @@ impl Keyring {
 
     async fn insert(&self, store: &Store, deadline: &Deadline, rows: &[NewPerson]) -> Result<()> {
         store
-            .single(deadline, "subjects.create", async |connection| {
+            .autocommit(deadline, "subjects.create", async |connection| {
                 diesel::insert_into(subjects::table)
                     .values(rows)
                     .on_conflict_do_nothing()
@@ -226,16 +226,27 @@ impl Keyring {
     }
 
     async fn name_database(&self, store: &Store, deadline: &Deadline) -> Result<String> {
-        store
-            .single(deadline, "deployment.name", async |connection| {
-                diesel::insert_into(deployment::table)
-                    .values(deployment::name.eq(&*self.deployment))
-                    .on_conflict_do_nothing()
-                    .execute(connection)
-                    .await?;
-                Ok(deployment::table.select(deployment::name).first(connection).await?)
-            })
-            .await
+        for _ in 0..TRIES {
+            let found: Option<String> = store
+                .single(deadline, "deployment.name", async |connection| {
+                    Ok(deployment::table.select(deployment::name).first(connection).await.optional()?)
+                })
+                .await?;
+            if let Some(found) = found {
+                return Ok(found);
+            }
+            store
+                .autocommit(deadline, "deployment.name", async |connection| {
+                    diesel::insert_into(deployment::table)
+                        .values(deployment::name.eq(&*self.deployment))
+                        .on_conflict_do_nothing()
+                        .execute(connection)
+                        .await?;
+                    Ok(())
+                })
+                .await?;
+        }
+        Err(Error::internal("the deployment's own name does not stay"))
     }
 
     async fn check_keks(&self, store: &Store, deadline: &Deadline) -> Result<(), StartError> {

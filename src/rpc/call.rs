@@ -209,7 +209,7 @@ impl Calls {
         let deadline = Deadline::after(self.app.config.limits.call_timeout.duration(), self.cut.clone());
         let _counted = if entry.uncounted { None } else { Some(self.admit(&deadline, entry.queued).await?) };
         if entry.stored {
-            self.app.ready()?;
+            self.app.ready(&deadline).await?;
         }
         let begun = OnceLock::new();
         let call = |context: Context| {

@@ -1,19 +1,21 @@
-//! One connection: where to, with which TLS, and who drives it.
+//! Where to connect, and with which TLS.
 //!
 //! Never connects in the clear unless the server is on this host.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use futures_util::future::poll_fn;
+use diesel_async::AsyncPgConnection;
 use rustls::pki_types::{CertificateDer, pem::PemObject};
-use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
-use tokio_postgres::{AsyncMessage, NoTls};
+use tokio_postgres::NoTls;
+use tokio_postgres::config::{Host, LoadBalanceHosts, SslMode, TargetSessionAttrs};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_util::task::TaskTracker;
 
+use super::Dedicated;
+use super::session::Session;
 use crate::config::{Database, Tls};
 
 /// Where Debian keeps the certificates of public authorities.
@@ -39,6 +41,12 @@ pub enum ConnectError {
     /// The session could not be set up.
     #[error("the session could not be set up: {0}")]
     Setup(#[from] diesel::ConnectionError),
+    /// The session could not ask its first question.
+    #[error("the session could not be set up: {0}")]
+    Question(#[from] diesel::result::Error),
+    /// A standby may still have what the primary has erased.
+    #[error("this PostgreSQL is a standby; name the primary in database.url, or all hosts of which one is")]
+    Standby,
     /// No answer in time.
     #[error("no answer within {}", humantime::format_duration(*.0))]
     Timeout(Duration),
@@ -60,7 +68,10 @@ fn explain(error: &tokio_postgres::Error) -> String {
 
 /// A server, or several of which one is to be found that can write.
 pub struct Target {
-    config: tokio_postgres::Config,
+    /// One for each host, as one that stands still must not keep the others from being tried.
+    hosts: Vec<tokio_postgres::Config>,
+    /// The host that was good last: the first to be tried.
+    good: AtomicUsize,
     tls: Option<MakeRustlsConnect>,
     timeout: Duration,
     tracker: TaskTracker,
@@ -68,41 +79,20 @@ pub struct Target {
 
 impl std::fmt::Debug for Target {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Target").field("hosts", &self.config.get_hosts()).finish_non_exhaustive()
+        f.debug_struct("Target").field("hosts", &self.hosts.len()).finish_non_exhaustive()
     }
 }
 
-/// A session, and what its driver has seen beside the answers.
-pub struct Session {
-    /// The connection as diesel uses it.
-    pub pg: diesel_async::AsyncPgConnection,
-    /// What the driver has seen.
-    pub seen: Arc<Seen>,
-}
-
-impl std::fmt::Debug for Session {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Session").field("seen", &self.seen).finish_non_exhaustive()
+async fn is_standby(pg: &mut AsyncPgConnection) -> Result<bool, diesel::result::Error> {
+    // Here alone: the trait has a `load` for every type, atomics too.
+    use diesel_async::RunQueryDsl;
+    #[derive(diesel::QueryableByName)]
+    struct Recovery {
+        #[diesel(sql_type = diesel::sql_types::Bool)]
+        in_recovery: bool,
     }
-}
-
-/// What a connection's driver has seen: it is written before the answer that follows is handed on.
-#[derive(Debug, Default)]
-pub struct Seen {
-    warnings: AtomicU64,
-    closed: AtomicBool,
-}
-
-impl Seen {
-    /// How many warnings the server has sent. One during COMMIT means that the commit is not what it seems.
-    pub fn warnings(&self) -> u64 {
-        self.warnings.load(Ordering::Acquire)
-    }
-
-    /// Whether the connection has ended.
-    pub fn closed(&self) -> bool {
-        self.closed.load(Ordering::Acquire)
-    }
+    let server = diesel::sql_query("SELECT pg_is_in_recovery() AS in_recovery");
+    Ok(server.get_result::<Recovery>(pg).await?.in_recovery)
 }
 
 impl Target {
@@ -126,57 +116,121 @@ impl Target {
             config.target_session_attrs(TargetSessionAttrs::ReadWrite);
         }
         let tls = choose_tls(database, &mut config)?;
-        Ok(Self { config, tls, timeout, tracker })
+        let hosts = each_host(&config);
+        let first = match config.get_load_balance_hosts() {
+            LoadBalanceHosts::Random => super::random_below(hosts.len()),
+            _ => 0,
+        };
+        Ok(Self { hosts, good: AtomicUsize::new(first), tls, timeout, tracker })
     }
 
-    /// Connects, and hands the connection to a driver task on the tracker. Ends within the timeout for each host.
+    /// Connects to the first host that can be had, and hands the connection to a driver task on the tracker. Ends within
+    /// `database.connect_timeout` for each host.
     ///
     /// # Errors
-    /// Says what the server, the network or TLS said.
+    /// What the last host, the network or TLS said.
     pub async fn connect(&self) -> Result<Session, ConnectError> {
-        let hosts = u32::try_from(self.config.get_hosts().len()).unwrap_or(u32::MAX);
-        let bound = self.timeout.saturating_mul(hosts);
-        let connecting = async {
-            let (client, seen) = self.client().await?;
-            let pg = diesel_async::AsyncPgConnection::try_from(client).await?;
-            Ok(Session { pg, seen })
-        };
-        tokio::time::timeout(bound, connecting).await.map_err(|_| ConnectError::Timeout(bound))?
+        self.connect_within(self.timeout).await
     }
 
-    /// Connects without diesel, for what needs a connection to itself and the server's own words.
-    pub(super) async fn client(&self) -> Result<(tokio_postgres::Client, Arc<Seen>), ConnectError> {
-        Ok(match &self.tls {
+    /// As [`Target::connect`], with at most so long for each host.
+    ///
+    /// # Errors
+    /// As [`Target::connect`].
+    pub async fn connect_within(&self, most: Duration) -> Result<Session, ConnectError> {
+        let bound = most.min(self.timeout);
+        let first = self.good.load(Ordering::Relaxed);
+        let mut failure = ConnectError::Url("names no host".into());
+        for (index, host) in self.hosts.iter().enumerate().cycle().skip(first).take(self.hosts.len()) {
+            match tokio::time::timeout(bound, self.connect_to(host)).await {
+                Ok(Ok(session)) => {
+                    self.good.store(index, Ordering::Relaxed);
+                    return Ok(session);
+                }
+                Ok(Err(error)) => failure = error,
+                Err(_) => failure = ConnectError::Timeout(bound),
+            }
+        }
+        Err(failure)
+    }
+
+    /// Connects without diesel, for what keeps a connection to itself and wants the server's own words.
+    ///
+    /// # Errors
+    /// As [`Target::connect`].
+    pub(super) async fn connect_alone(&self) -> Result<Dedicated, ConnectError> {
+        let first = self.good.load(Ordering::Relaxed);
+        let mut failure = ConnectError::Url("names no host".into());
+        for (index, host) in self.hosts.iter().enumerate().cycle().skip(first).take(self.hosts.len()) {
+            match tokio::time::timeout(self.timeout, self.connect_alone_to(host)).await {
+                Ok(Ok(connection)) => {
+                    self.good.store(index, Ordering::Relaxed);
+                    return Ok(connection);
+                }
+                Ok(Err(error)) => failure = error,
+                Err(_) => failure = ConnectError::Timeout(self.timeout),
+            }
+        }
+        Err(failure)
+    }
+
+    async fn connect_alone_to(&self, host: &tokio_postgres::Config) -> Result<Dedicated, ConnectError> {
+        let connection = match &self.tls {
             None => {
-                let (client, connection) = self.config.connect(NoTls).await?;
-                (client, self.drive(connection))
+                let (client, connection) = host.connect(NoTls).await?;
+                Dedicated::new(client, connection, &self.tracker)
             }
             Some(tls) => {
-                let (client, connection) = self.config.connect(tls.clone()).await?;
-                (client, self.drive(connection))
+                let (client, connection) = host.connect(tls.clone()).await?;
+                Dedicated::new(client, connection, &self.tracker)
             }
-        })
+        };
+        let recovering = connection.client.query_one("SELECT pg_is_in_recovery()", &[]).await?;
+        if recovering.get(0) { Err(ConnectError::Standby) } else { Ok(connection) }
     }
 
-    fn drive<S>(&self, mut connection: tokio_postgres::Connection<tokio_postgres::Socket, S>) -> Arc<Seen>
-    where
-        S: tokio_postgres::tls::TlsStream + Unpin + Send + 'static,
-    {
-        let seen = Arc::new(Seen::default());
-        let shared = seen.clone();
-        self.tracker.spawn(async move {
-            while let Some(Ok(message)) = poll_fn(|cx| connection.poll_message(cx)).await {
-                if let AsyncMessage::Notice(notice) = message
-                    && notice.parsed_severity() == Some(tokio_postgres::error::Severity::Warning)
-                {
-                    shared.warnings.fetch_add(1, Ordering::AcqRel);
-                    tracing::warn!(code = notice.code().code(), "PostgreSQL: {}", notice.message());
-                }
+    async fn connect_to(&self, host: &tokio_postgres::Config) -> Result<Session, ConnectError> {
+        let mut session = match &self.tls {
+            None => {
+                let (client, connection) = host.connect(NoTls).await?;
+                Session::new(client, connection, None, &self.tracker).await?
             }
-            shared.closed.store(true, Ordering::Release);
-        });
-        seen
+            Some(tls) => {
+                let (client, connection) = host.connect(tls.clone()).await?;
+                Session::new(client, connection, Some(tls.clone()), &self.tracker).await?
+            }
+        };
+        if is_standby(&mut session.pg).await? { Err(ConnectError::Standby) } else { Ok(session) }
     }
+}
+
+/// The same, once for each of its hosts.
+fn each_host(config: &tokio_postgres::Config) -> Vec<tokio_postgres::Config> {
+    let (addresses, ports) = (config.get_hostaddrs(), config.get_ports());
+    let hosts = config.get_hosts().iter().enumerate().map(|(index, host)| {
+        let mut one = tokio_postgres::Config::new();
+        match host {
+            Host::Tcp(name) => one.host(name),
+            Host::Unix(path) => one.host_path(path),
+        };
+        addresses.get(index).map(|address| one.hostaddr(*address));
+        ports.get(index).or(ports.first()).map(|port| one.port(*port));
+        config.get_user().map(|user| one.user(user));
+        config.get_password().map(|password| one.password(password));
+        config.get_dbname().map(|name| one.dbname(name));
+        config.get_options().map(|options| one.options(options));
+        config.get_application_name().map(|name| one.application_name(name));
+        config.get_connect_timeout().map(|timeout| one.connect_timeout(*timeout));
+        config.get_tcp_user_timeout().map(|timeout| one.tcp_user_timeout(*timeout));
+        config.get_keepalives_interval().map(|interval| one.keepalives_interval(interval));
+        config.get_keepalives_retries().map(|retries| one.keepalives_retries(retries));
+        one.keepalives(config.get_keepalives()).keepalives_idle(config.get_keepalives_idle());
+        one.ssl_mode(config.get_ssl_mode()).ssl_negotiation(config.get_ssl_negotiation());
+        one.channel_binding(config.get_channel_binding());
+        one.target_session_attrs(config.get_target_session_attrs());
+        one
+    });
+    hosts.collect()
 }
 
 fn choose_tls(

@@ -1,11 +1,18 @@
 //! A connection that one task has to itself: for a writer that keeps it, and wants the server's own error codes.
 
+use std::sync::Arc;
+
+use tokio_util::task::TaskTracker;
+
+use super::session::{Ends, Raw, Seen, drive};
+
 /// A connection that one task has to itself, with the server's own error codes.
 pub struct Dedicated {
     /// The connection.
     pub client: tokio_postgres::Client,
     /// What its driver has seen.
-    pub seen: std::sync::Arc<super::connect::Seen>,
+    pub seen: Arc<Seen>,
+    _ends: Ends,
 }
 
 impl std::fmt::Debug for Dedicated {
@@ -15,6 +22,14 @@ impl std::fmt::Debug for Dedicated {
 }
 
 impl Dedicated {
+    pub(super) fn new<S>(client: tokio_postgres::Client, connection: Raw<S>, tracker: &TaskTracker) -> Self
+    where
+        S: tokio_postgres::tls::TlsStream + Unpin + Send + 'static,
+    {
+        let (seen, ends) = drive(connection, tracker);
+        Self { client, seen, _ends: ends }
+    }
+
     /// Begins a transaction.
     ///
     /// # Errors

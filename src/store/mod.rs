@@ -9,7 +9,9 @@ pub mod migrations;
 mod pool;
 pub mod private;
 pub mod schema;
+mod session;
 mod transact;
+mod verdict;
 pub mod watch;
 
 pub use deadline::Deadline;
@@ -17,6 +19,7 @@ pub use dedicated::Dedicated;
 pub use diesel_async::AsyncPgConnection as Connection;
 pub use transact::Body;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::task::TaskTracker;
@@ -28,7 +31,7 @@ use crate::error::Error;
 #[derive(Debug)]
 pub struct Store {
     pool: deadpool::managed::Pool<pool::Manager>,
-    target: std::sync::Arc<connect::Target>,
+    target: Arc<connect::Target>,
     acquire_timeout: Duration,
     tracker: TaskTracker,
     watch: watch::Watch,
@@ -48,12 +51,13 @@ pub struct PoolStatus {
 }
 
 impl Store {
-    /// A pool that connects when it is first used.
+    /// A pool that connects when it is first used, and once [`Store::observe`], which has to run beside it, has found the
+    /// server.
     ///
     /// # Errors
     /// The URL is wrong, or its certificates cannot be read.
     pub fn new(database: &Database, url: &str, tracker: TaskTracker) -> Result<Self, connect::ConnectError> {
-        let target = std::sync::Arc::new(connect::Target::new(database, url, tracker.clone())?);
+        let target = Arc::new(connect::Target::new(database, url, tracker.clone())?);
         let pool = deadpool::managed::Pool::builder(pool::Manager::new(target.clone()))
             .max_size(database.pool)
             // The one used last: its server process has the caches warm, and the others may sleep.
@@ -80,8 +84,8 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`].
     pub async fn dedicated(&self, deadline: &Deadline) -> Result<Dedicated, Error> {
-        match deadline.run(self.target.client()).await {
-            Ok(Ok((client, seen))) => Ok(Dedicated { client, seen }),
+        match deadline.run(self.target.connect_alone()).await {
+            Ok(Ok(connection)) => Ok(connection),
             Ok(Err(error)) => Err(Error::unavailable(error.to_string())),
             Err(_) => Err(Error::unavailable("no connection in time")),
         }
@@ -102,6 +106,23 @@ impl Store {
             waiting: status.waiting,
         }
     }
+}
+
+/// A random part of a time, so that many who wait do not all come back at once.
+fn jitter(most: Duration) -> Duration {
+    most.mul_f64(f64::from(random_byte()) / 255.0)
+}
+
+/// A random place in a short list.
+fn random_below(length: usize) -> usize {
+    usize::from(random_byte()).checked_rem(length).unwrap_or(0)
+}
+
+/// Nothing but timing depends on it, so that a failure of the system's randomness is let pass.
+fn random_byte() -> u8 {
+    let mut byte = [255];
+    let _ = aws_lc_rs::rand::fill(&mut byte);
+    byte[0]
 }
 
 /// A database error on its way to `transact`, which alone decides what it means for the caller.

@@ -1,22 +1,24 @@
 //! The pool: connections are made when they are wanted, and one that was left in an unknown state is never used again.
 
-use deadpool::managed::{
-    self, Metrics, Object, PoolError, RecycleError, RecycleResult, TimeoutType, Timeouts,
-};
-
-use super::connect::{ConnectError, Session, Target};
-use super::{Deadline, Store};
-use crate::error::{Error, Result};
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 use std::time::Duration;
+
+use deadpool::managed::{self, Metrics, Object, PoolError, RecycleError, RecycleResult, Timeouts};
+
+use super::connect::{ConnectError, Target};
+use super::session::Session;
+use super::{Deadline, Store, jitter};
+use crate::error::{Error, Result};
 
 /// Makes connections for the pool.
 #[derive(Debug)]
 pub(super) struct Manager {
-    target: std::sync::Arc<Target>,
+    target: Arc<Target>,
 }
 
 impl Manager {
-    pub(super) fn new(target: std::sync::Arc<Target>) -> Self {
+    pub(super) fn new(target: Arc<Target>) -> Self {
         Self { target }
     }
 }
@@ -46,37 +48,94 @@ impl managed::Manager for Manager {
     }
 }
 
-/// How long to wait before connecting again: in milliseconds, and from then on.
-const BACK_OFF_MS: [u64; 6] = [20, 50, 100, 200, 300, 500];
-const LONGEST: Duration = Duration::from_millis(500);
+/// A connection that goes back to the pool, or, when it was left in an unknown state, is given up and cancelled.
+pub(super) struct Lease<'s> {
+    store: &'s Store,
+    connection: Option<Object<Manager>>,
+}
+
+impl Deref for Lease<'_> {
+    type Target = Pooled;
+
+    #[expect(clippy::expect_used, reason = "it is taken out on drop alone")]
+    fn deref(&self) -> &Pooled {
+        self.connection.as_ref().expect("a lease that was not dropped")
+    }
+}
+
+impl DerefMut for Lease<'_> {
+    #[expect(clippy::expect_used, reason = "it is taken out on drop alone")]
+    fn deref_mut(&mut self) -> &mut Pooled {
+        self.connection.as_mut().expect("a lease that was not dropped")
+    }
+}
+
+impl Drop for Lease<'_> {
+    fn drop(&mut self) {
+        let Some(connection) = self.connection.take_if(|connection| connection.busy) else { return };
+        let session = Object::take(connection).session;
+        if !session.seen.closed() {
+            self.store.tracker.spawn(session.cancel());
+        }
+    }
+}
+
+/// How long to wait before the pool is asked again, in milliseconds, and from then on.
+const BACK_OFF_MS: [u64; 4] = [20, 50, 100, 200];
+const LONGEST: Duration = Duration::from_millis(400);
 
 impl Store {
-    /// A connection of the pool; tries again while PostgreSQL is away, as long as a call may wait.
-    pub(super) async fn connection(&self, deadline: &Deadline) -> Result<Object<Manager>> {
+    /// A connection of the pool. While PostgreSQL is away it is the watch that looks for it, and everybody else waits for
+    /// its word, as long as a call may wait.
+    pub(super) async fn connection(&self, deadline: &Deadline) -> Result<Lease<'_>> {
         let deadline = deadline.within(self.acquire_timeout);
         let mut back_off = BACK_OFF_MS.into_iter().map(Duration::from_millis);
+        let mut why = None;
         loop {
-            let timeouts = Timeouts { wait: Some(deadline.left()), ..Timeouts::default() };
-            let why = match deadline.run(self.pool.timeout_get(&timeouts)).await {
-                Ok(Ok(connection)) => return Ok(connection),
-                Ok(Err(PoolError::Backend(error))) => error.to_string(),
-                Ok(Err(PoolError::Timeout(TimeoutType::Wait))) => return Err(Self::pool_full()),
-                Ok(Err(error)) => error.to_string(),
-                Err(_) if self.pool.status().size >= self.pool.status().max_size => {
-                    return Err(Self::pool_full());
-                }
-                Err(_) => "no connection in time".into(),
-            };
-            self.watch.lost(&why);
-            let pause = back_off.next().unwrap_or(LONGEST);
-            if deadline.left() <= pause {
-                return Err(Error::unavailable(format!("PostgreSQL cannot be reached: {why}")));
+            if self.pool.status().available == 0 && deadline.run(self.watch.back()).await.is_err() {
+                return Err(self.none_in_time(why));
             }
-            tokio::time::sleep(pause).await;
+            match deadline.run(self.pool.timeout_get(&Timeouts::default())).await {
+                Ok(Ok(connection)) => return Ok(Lease { store: self, connection: Some(connection) }),
+                Ok(Err(PoolError::Backend(error))) => {
+                    tracing::debug!(%error, "no connection to PostgreSQL");
+                    why = Some(error.to_string());
+                    self.watch.alarm();
+                }
+                Ok(Err(error)) => return Err(Error::internal(error)),
+                Err(_) => return Err(self.none_in_time(why)),
+            }
+            let pause = jitter(back_off.next().unwrap_or(LONGEST));
+            if deadline.run(tokio::time::sleep(pause)).await.is_err() {
+                return Err(self.none_in_time(why));
+            }
         }
     }
 
-    fn pool_full() -> Error {
+    /// A connection of the pool if one is idle; opens none, and waits for nobody.
+    pub(super) async fn idle(&self) -> Option<Lease<'_>> {
+        if self.pool.status().available == 0 {
+            return None;
+        }
+        let at_once = Timeouts { wait: Some(Duration::ZERO), create: Some(Duration::ZERO), recycle: None };
+        let connection = self.pool.timeout_get(&at_once).await.ok()?;
+        Some(Lease { store: self, connection: Some(connection) })
+    }
+
+    /// Gives up every idle connection.
+    pub(super) fn purge(&self) {
+        self.pool.retain(|_, _| false);
+    }
+
+    fn none_in_time(&self, why: Option<String>) -> Error {
+        if let Some(why) = self.watch.away().or(why) {
+            return Error::unavailable(format!("PostgreSQL cannot be reached: {why}"));
+        }
+        self.watch.doubt();
+        let status = self.pool.status();
+        if status.size < status.max_size || status.available > 0 {
+            return Error::unavailable("PostgreSQL cannot be reached: no connection in time");
+        }
         Error::Overloaded { what: "every database connection is in use", retry_after: Duration::from_secs(1) }
     }
 }

@@ -1,18 +1,20 @@
 //! Every transaction has a name and goes through one function, which times it, retries it, ends it by the call's
 //! deadline, and says honestly how it ended: committed, not committed, or outcome unknown.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use deadpool::managed::Object;
-use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
 use tokio::time::Instant;
 
-use super::pool::{Manager, Pooled};
-use super::{Deadline, Store};
+use super::pool::Pooled;
+use super::verdict::{self, Failure, is_lost, judge, judge_commit, late};
+use super::{Deadline, Store, jitter};
 use crate::error::{Error, Result};
 
 /// The statements of a transaction. They may run several times, so they do nothing but talk to PostgreSQL.
+/// An error of PostgreSQL's is handed on: the COMMIT of a transaction in which one was passed over is answered by a rollback
+/// that looks like success.
 pub trait Body<'c, T>:
     AsyncFn(&'c mut AsyncPgConnection) -> Result<T>
     + Fn(&'c mut AsyncPgConnection) -> <Self as Body<'c, T>>::Running
@@ -31,16 +33,6 @@ where
 
 /// The most often one transaction is tried.
 const ATTEMPTS: u32 = 6;
-
-/// How one attempt ended, when it did not succeed. Nothing of it was committed, but for `Unknown`.
-enum Failure {
-    /// Worth another attempt at once: a serialization failure, a deadlock, a connection that was lost.
-    Again(Error),
-    /// The caller's answer.
-    Final(Error),
-    /// COMMIT was sent, and its outcome is not known.
-    Unknown,
-}
 
 impl Store {
     /// Runs the statements as one READ COMMITTED transaction, and commits it.
@@ -64,7 +56,11 @@ impl Store {
                     connection.busy = false;
                     Ok(output)
                 }
-                Ok(Err(error)) => Err(judge_commit(error, session.seen.closed())),
+                Ok(Err(error)) => {
+                    let error = error.into();
+                    connection.busy = is_lost(session, deadline, &error).await;
+                    Err(judge_commit(error, connection.busy))
+                }
             }
         })
         .await
@@ -90,7 +86,7 @@ impl Store {
         .await
     }
 
-    /// Runs one statement without BEGIN and COMMIT: a read, or a write that may be repeated.
+    /// Runs one read without BEGIN and COMMIT.
     ///
     /// # Errors
     /// Whatever the body answers, [`Error::Unavailable`] or [`Error::Overloaded`].
@@ -108,12 +104,51 @@ impl Store {
                     Ok(output)
                 }
                 Ok(Err(error)) => {
-                    *busy = session.seen.closed();
-                    Err(judge(error, session.seen.closed()))
+                    *busy = is_lost(session, deadline, &error).await;
+                    Err(judge(error, *busy))
                 }
             }
         })
         .await
+    }
+
+    /// Runs one write without BEGIN and COMMIT, which does the same when it is done twice: it is repeated where the
+    /// connection was lost.
+    ///
+    /// # Errors
+    /// As [`Store::transact`]; the statement itself is what commits.
+    pub async fn autocommit<T, F>(&self, deadline: &Deadline, name: &'static str, body: F) -> Result<T>
+    where
+        F: for<'c> Body<'c, T> + Sync,
+        T: Send,
+    {
+        let sent = AtomicBool::new(false);
+        let ended = self
+            .attempts(deadline, name, async |connection: &mut Pooled| {
+                let Pooled { session, busy } = connection;
+                let warnings = session.seen.warnings();
+                match deadline.run(body(&mut session.pg)).await {
+                    Err(_) => Err(Failure::Unknown),
+                    Ok(Ok(_)) if session.seen.warnings() > warnings => Err(Failure::Unknown),
+                    Ok(Ok(output)) => {
+                        *busy = false;
+                        Ok(output)
+                    }
+                    Ok(Err(error)) => {
+                        *busy = is_lost(session, deadline, &error).await;
+                        sent.fetch_or(*busy, Ordering::Relaxed);
+                        Err(judge(error, *busy))
+                    }
+                }
+            })
+            .await;
+        match ended {
+            // Nothing of the last attempt was committed; of one before it, nobody knows.
+            Err(Error::Unavailable { .. } | Error::Overloaded { .. }) if sent.load(Ordering::Relaxed) => {
+                Err(Error::UnknownOutcome)
+            }
+            ended => ended,
+        }
     }
 
     async fn attempts<T, F>(&self, deadline: &Deadline, name: &'static str, attempt: F) -> Result<T>
@@ -131,40 +166,32 @@ impl Store {
             };
             connection.busy = true;
             let ended = attempt(&mut connection).await;
-            self.give_back(connection);
+            drop(connection);
             match ended {
                 Ok(output) => break Ok(output),
                 Err(Failure::Again(error)) if tries < ATTEMPTS && !deadline.has_passed() => {
                     metrics::counter!("sidekeep_transaction_retries_total", "name" => name).increment(1);
-                    tracing::debug!(name, tries, error = %causes(&error), "trying again");
-                    tokio::time::sleep(pause(tries)).await;
+                    tracing::debug!(name, tries, %error, "trying again");
+                    if deadline.run(tokio::time::sleep(pause(tries))).await.is_err() {
+                        break Err(error);
+                    }
                 }
-                Err(Failure::Again(error) | Failure::Final(error)) => break Err(error),
+                // A session keeps what it was told when it began; a new one may be told otherwise.
+                Err(Failure::ReadOnly(_)) if tries == 1 => self.purge(),
+                Err(Failure::Again(error) | Failure::ReadOnly(error) | Failure::Final(error)) => {
+                    break Err(error);
+                }
                 Err(Failure::Unknown) => break Err(Error::UnknownOutcome),
             }
         };
-        let outcome = if result.is_ok() { "committed" } else { outcome(&result) };
-        metrics::counter!("sidekeep_transactions_total", "name" => name, "outcome" => outcome).increment(1);
+        if deadline.has_passed() && result.is_err() {
+            self.watch.doubt();
+        }
+        metrics::counter!("sidekeep_transactions_total", "name" => name, "outcome" => verdict::word(&result))
+            .increment(1);
         metrics::histogram!("sidekeep_transaction_duration_seconds", "name" => name)
             .record(started.elapsed());
         result
-    }
-
-    /// A connection in an unknown state is closed, and what it may still be doing is cancelled.
-    fn give_back(&self, connection: Object<Manager>) {
-        if !connection.busy {
-            return;
-        }
-        let pooled = Object::take(connection);
-        if pooled.session.seen.closed() {
-            return;
-        }
-        let cancel = pooled.session.pg.cancel_token();
-        drop(pooled);
-        self.tracker.spawn(tokio::time::timeout(Duration::from_secs(5), async move {
-            // Only speeds the server up, which finds the closed connection by itself; so it may fail, as it does under TLS.
-            let _ = cancel.cancel_query(tokio_postgres::NoTls).await;
-        }));
     }
 }
 
@@ -180,16 +207,23 @@ where
     T: Send,
 {
     let Pooled { session, busy } = connection;
-    let begun = deadline.run(session.pg.batch_execute(begin)).await;
-    begun.map_err(|_| Failure::Final(late()))?.map_err(|error| judge(error.into(), session.seen.closed()))?;
+    match deadline.run(session.pg.batch_execute(begin)).await {
+        Err(_) => return Err(Failure::Final(late())),
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            let error = error.into();
+            *busy = is_lost(session, deadline, &error).await;
+            return Err(judge(error, *busy));
+        }
+    }
     match deadline.run(body(&mut session.pg)).await {
         Err(_) => Err(Failure::Final(late())),
         Ok(Ok(output)) => Ok(output),
         Ok(Err(error)) => {
-            let failure = judge(error, session.seen.closed());
+            // A server that ended the session may have said so in its last answer alone.
             let rolled_back = deadline.run(session.pg.batch_execute("ROLLBACK")).await;
             *busy = !matches!(rolled_back, Ok(Ok(())));
-            Err(failure)
+            Err(judge(error, matches!(rolled_back, Ok(Err(_))) || session.seen.closed()))
         }
     }
 }
@@ -209,83 +243,7 @@ where
     type Running = R;
 }
 
-fn late() -> Error {
-    Error::unavailable("PostgreSQL did not answer within the call's deadline")
-}
-
 /// Between attempts: a random part of a time that doubles.
 fn pause(tries: u32) -> Duration {
-    let most = Duration::from_millis(5).saturating_mul(1_u32.checked_shl(tries).unwrap_or(u32::MAX));
-    most.mul_f64(rand_fraction())
-}
-
-fn rand_fraction() -> f64 {
-    let mut byte = [0_u8; 1];
-    match aws_lc_rs::rand::fill(&mut byte) {
-        Ok(()) => f64::from(byte[0]) / 255.0,
-        Err(_) => 1.0,
-    }
-}
-
-/// What an error before COMMIT means. Nothing was committed.
-fn judge(error: Error, closed: bool) -> Failure {
-    let Error::Internal(cause) = error else { return Failure::Final(error) };
-    let Some(database) = cause.downcast_ref::<DieselError>() else {
-        return Failure::Final(Error::Internal(cause));
-    };
-    if closed {
-        return Failure::Again(Error::unavailable("the connection to PostgreSQL was lost"));
-    }
-    match database {
-        DieselError::DatabaseError(kind, information) => match kind {
-            DatabaseErrorKind::SerializationFailure => {
-                Failure::Again(Error::unavailable("too many transactions on the same rows"))
-            }
-            DatabaseErrorKind::ReadOnlyTransaction => {
-                Failure::Again(Error::unavailable("this PostgreSQL is read-only: a standby, or set so"))
-            }
-            DatabaseErrorKind::UnableToSendCommand | DatabaseErrorKind::ClosedConnection => {
-                Failure::Again(Error::unavailable("the connection to PostgreSQL was lost"))
-            }
-            // diesel keeps no SQLSTATE; these are told by their text, and a server in another language is merely not retried.
-            DatabaseErrorKind::Unknown if information.message().contains("deadlock detected") => {
-                Failure::Again(Error::unavailable("too many transactions on the same rows"))
-            }
-            DatabaseErrorKind::Unknown if information.message().contains("No space left on device") => {
-                Failure::Final(Error::unavailable("PostgreSQL's disk is full"))
-            }
-            _ => Failure::Final(Error::Internal(cause)),
-        },
-        _ => Failure::Final(Error::Internal(cause)),
-    }
-}
-
-/// What an error as the answer to COMMIT means: the server's own refusal is a rollback, a lost connection is unknown.
-fn judge_commit(error: DieselError, closed: bool) -> Failure {
-    match &error {
-        _ if closed => Failure::Unknown,
-        DieselError::DatabaseError(
-            DatabaseErrorKind::UnableToSendCommand
-            | DatabaseErrorKind::ClosedConnection
-            | DatabaseErrorKind::Unknown,
-            _,
-        ) => Failure::Unknown,
-        DieselError::DatabaseError(..) => judge(error.into(), closed),
-        _ => Failure::Unknown,
-    }
-}
-
-fn outcome<T>(result: &Result<T>) -> &'static str {
-    match result {
-        Err(Error::UnknownOutcome) => "unknown",
-        Err(Error::Unavailable { .. } | Error::Overloaded { .. }) => "unavailable",
-        _ => "refused",
-    }
-}
-
-fn causes(error: &Error) -> String {
-    match error {
-        Error::Internal(cause) => cause.to_string(),
-        _ => error.to_string(),
-    }
+    jitter(Duration::from_millis(5).saturating_mul(1_u32.checked_shl(tries).unwrap_or(u32::MAX)))
 }

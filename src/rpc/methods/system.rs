@@ -210,6 +210,14 @@ fn database(call: &Call) -> Check {
                 Status::Unavailable,
                 "this PostgreSQL is a standby; name the primary in database.url".into(),
             ),
+            Ok(server) if server.read_only => ill(
+                Status::Degraded,
+                "this PostgreSQL is read-only (default_transaction_read_only); writes are refused".into(),
+            ),
+            Ok(server) if !server.synchronous_standby_names.is_empty() && server.synchronous_standbys == 0 => ill(
+                Status::Degraded,
+                "commits wait for a synchronous standby (synchronous_standby_names), and none is connected".into(),
+            ),
             Ok(_) => well,
         },
     }

@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, OnceLock};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use sidekeep::config::Database;
 use sidekeep::store::migrations;
 use sidekeep::store::private::{Options, Private, SUPERUSER};
@@ -14,7 +16,12 @@ const PREFIX: &str = "sidekeep-it-";
 
 /// A private cluster with a migrated database to copy.
 pub struct Cluster {
-    private: Private,
+    /// Nothing while it is down.
+    private: Mutex<Option<Private>>,
+    /// Where it is reached, with `USER` and `DATABASE` to be replaced.
+    url: String,
+    settings: Vec<(String, String)>,
+    path: PathBuf,
     made: AtomicU32,
     _directory: Option<tempfile::TempDir>,
 }
@@ -42,43 +49,100 @@ impl Cluster {
         let private = Private::start(path, Options { sync: false, settings, binaries: None }).unwrap();
         private.provision(migrations::APP_ROLE, TEMPLATE).unwrap();
         migrate(&private.url(SUPERUSER, TEMPLATE));
-        Self { private, made: AtomicU32::new(0), _directory: directory }
+        Self {
+            url: private.url("USER", "DATABASE"),
+            settings: settings.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect(),
+            path: path.to_owned(),
+            private: Mutex::new(Some(private)),
+            made: AtomicU32::new(0),
+            _directory: directory,
+        }
+    }
+
+    /// Where the server keeps its data.
+    pub fn data(&self) -> PathBuf {
+        self.path.join("postgres/data")
+    }
+
+    /// Where its socket is.
+    pub fn socket_directory(&self) -> PathBuf {
+        self.path.join("postgres")
+    }
+
+    /// Statements as the superuser, in the database `postgres`.
+    pub fn execute(&self, statements: &str) {
+        sql(&self.owner_url("postgres"), statements);
+    }
+
+    /// Ends the server in order.
+    pub fn down(&self) {
+        self.private.lock().unwrap().take().unwrap().stop().unwrap();
+    }
+
+    /// Kills every process of the server at once.
+    pub fn crash(&self) {
+        self.signal(Signal::SIGKILL);
+        drop(self.private.lock().unwrap().take());
+    }
+
+    /// Starts the server again, and returns when it is ready.
+    pub fn up(&self) {
+        let settings: Vec<_> = self.settings.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+        let options = Options { sync: false, settings: &settings, binaries: None };
+        *self.private.lock().unwrap() = Some(Private::start(&self.path, options).unwrap());
+    }
+
+    /// Signals the postmaster and then every process it has started.
+    pub fn signal(&self, signal: Signal) {
+        let postmaster = self.pid();
+        kill(postmaster, signal).unwrap();
+        for process in children(postmaster) {
+            // It may have ended by itself.
+            let _ = kill(process, signal);
+        }
     }
 
     /// The name of a fresh, migrated database.
     pub fn database(&self) -> String {
         let name = format!("t{}_{}", std::process::id(), self.made.fetch_add(1, Ordering::Relaxed));
-        self.private.execute("postgres", &format!("CREATE DATABASE {name} TEMPLATE {TEMPLATE}")).unwrap();
+        self.execute(&format!("CREATE DATABASE {name} TEMPLATE {TEMPLATE}"));
         name
     }
 
     /// The name of a fresh database without a schema.
     pub fn empty_database(&self) -> String {
         let name = format!("t{}_{}", std::process::id(), self.made.fetch_add(1, Ordering::Relaxed));
-        self.private.execute("postgres", &format!("CREATE DATABASE {name}")).unwrap();
+        self.execute(&format!("CREATE DATABASE {name}"));
         name
     }
 
     pub fn url(&self, user: &str, database: &str) -> String {
-        self.private.url(user, database)
+        self.url.replacen("USER", user, 1).replacen("DATABASE", database, 1)
     }
 
     pub fn owner_url(&self, database: &str) -> String {
-        self.private.url(SUPERUSER, database)
+        self.url(SUPERUSER, database)
     }
 
     pub fn app_url(&self, database: &str) -> String {
-        self.private.url(migrations::APP_ROLE, database)
+        self.url(migrations::APP_ROLE, database)
     }
 
     /// The postmaster.
-    pub fn pid(&self) -> nix::unistd::Pid {
-        nix::unistd::Pid::from_raw(self.private.pid())
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.private.lock().unwrap().as_ref().unwrap().pid())
     }
+}
 
-    pub fn stop(self) {
-        self.private.stop().unwrap();
-    }
+/// The processes whose parent is this one.
+fn children(parent: Pid) -> Vec<Pid> {
+    let of = |pid: i32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        stat.rsplit(')').next()?.split_whitespace().nth(1)?.parse::<i32>().ok()
+    };
+    let all = std::fs::read_dir("/proc").unwrap().flatten();
+    let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter(|pid| of(*pid) == Some(parent.as_raw())).map(Pid::from_raw).collect()
 }
 
 /// Applies the migrations as `sidekeep migrate` does.

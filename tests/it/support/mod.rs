@@ -7,11 +7,15 @@ pub mod http;
 pub mod json_schema;
 pub mod peer;
 pub mod prometheus;
+mod proxy;
+mod psql;
 mod session;
 
 pub use client::{Answer, Client, RpcError, read};
 pub use cluster::{Cluster, migrate, sql};
 pub use daemon::{Daemon, World, sidekeep};
+pub use proxy::{Fault, Proxy};
+pub use psql::Psql;
 pub use session::Session;
 
 use std::time::{Duration, Instant};
@@ -29,4 +33,11 @@ pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
         assert!(began.elapsed() < PATIENCE, "waited in vain for {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// How long something took, with what it answered.
+pub fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
+    let began = Instant::now();
+    let output = work();
+    (output, began.elapsed())
 }

@@ -1,0 +1,180 @@
+//! Between a daemon and its PostgreSQL, on Unix sockets: passes everything on, and cuts a connection or falls silent on it
+//! exactly where a test says.
+//!
+//! It reads the protocol's messages (PostgreSQL's manual, chapter 55), and changes none.
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+/// What becomes of a connection at a statement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// It is cut before the server gets the statement.
+    CutBefore,
+    /// It is cut when the server has done it, and before the client gets the answer.
+    CutAfter,
+    /// The server never gets the statement, and the client hears nothing more.
+    MuteBefore,
+    /// The server does it, and the client hears nothing more.
+    MuteAfter,
+}
+
+impl Fault {
+    /// Whether the server does the statement.
+    pub fn is_after(self) -> bool {
+        matches!(self, Self::CutAfter | Self::MuteAfter)
+    }
+}
+
+/// What to look for.
+struct Trap {
+    what: Box<dyn Fn(&str) -> bool + Send>,
+    fault: Fault,
+}
+
+#[derive(Default)]
+struct State {
+    trap: Option<Trap>,
+    sprung: u32,
+}
+
+/// What happens on one connection.
+type Fate = Mutex<Option<Fault>>;
+
+/// A proxy, listening as long as the test runs.
+pub struct Proxy {
+    directory: tempfile::TempDir,
+    state: Arc<Mutex<State>>,
+}
+
+impl Proxy {
+    /// In front of the server whose socket is in this directory.
+    pub fn new(server: &Path) -> Self {
+        let directory = tempfile::Builder::new().prefix("sp").tempdir().unwrap();
+        let listener = UnixListener::bind(directory.path().join(".s.PGSQL.5432")).unwrap();
+        let (state, server) = (Arc::new(Mutex::new(State::default())), server.join(".s.PGSQL.5432"));
+        let shared = state.clone();
+        thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                let Ok(server) = UnixStream::connect(&server) else { continue };
+                connect(&client, &server, &shared);
+            }
+        });
+        Self { directory, state }
+    }
+
+    /// The URL of the server, by way of the proxy.
+    pub fn url(&self, url: &str) -> String {
+        let (base, _) = url.split_once("?host=").unwrap();
+        format!("{base}?host={}", self.directory.path().display())
+    }
+
+    /// Lets this happen at the next statement that is such a one; once.
+    pub fn fail(&self, fault: Fault, what: impl Fn(&str) -> bool + Send + 'static) {
+        self.state.lock().unwrap().trap = Some(Trap { what: Box::new(what), fault });
+    }
+
+    /// How often it happened.
+    pub fn failed(&self) -> u32 {
+        self.state.lock().unwrap().sprung
+    }
+}
+
+impl State {
+    fn spring(&mut self, statement: &str) -> Option<Fault> {
+        if !self.trap.as_ref().is_some_and(|trap| (trap.what)(statement)) {
+            return None;
+        }
+        self.sprung += 1;
+        self.trap.take().map(|trap| trap.fault)
+    }
+}
+
+fn connect(client: &UnixStream, server: &UnixStream, state: &Arc<Mutex<State>>) {
+    let (fate, copy) = (Arc::new(Fate::default()), UnixStream::try_clone);
+    let forth = (copy(client).unwrap(), copy(server).unwrap(), state.clone(), fate.clone());
+    let back = (copy(server).unwrap(), copy(client).unwrap());
+    thread::spawn(move || {
+        let (mut client, mut server, state, fate) = forth;
+        let _ = requests(&mut client, &mut server, &state, &fate);
+        cut(&client, &server);
+    });
+    thread::spawn(move || {
+        let (mut server, mut client) = back;
+        let _ = answers(&mut server, &mut client, &fate);
+        cut(&client, &server);
+    });
+}
+
+fn cut(client: &UnixStream, server: &UnixStream) {
+    let _ = client.shutdown(Shutdown::Both);
+    let _ = server.shutdown(Shutdown::Both);
+}
+
+/// What the client sends: a first message without a type, then messages with one.
+fn requests(
+    client: &mut UnixStream,
+    server: &mut UnixStream,
+    state: &Mutex<State>,
+    fate: &Fate,
+) -> std::io::Result<()> {
+    server.write_all(&body(client)?)?;
+    let mut prepared = HashMap::new();
+    loop {
+        let message = message(client)?;
+        let mut text =
+            message[5..].split(|byte| *byte == 0).map(|part| String::from_utf8_lossy(part).into_owned());
+        let statement = match message[0] {
+            b'Q' => text.next(),
+            b'P' => {
+                prepared.insert(text.next().unwrap(), text.next().unwrap());
+                None
+            }
+            // The portal's name, then the statement's.
+            b'B' => prepared.get(&text.nth(1).unwrap()).cloned(),
+            _ => None,
+        };
+        if let Some(fault) = statement.and_then(|statement| state.lock().unwrap().spring(&statement)) {
+            *fate.lock().unwrap() = Some(fault);
+        }
+        let fault = *fate.lock().unwrap();
+        match fault {
+            Some(Fault::CutBefore) => return Ok(()),
+            Some(Fault::MuteBefore) => {}
+            _ => server.write_all(&message)?,
+        }
+    }
+}
+
+fn answers(server: &mut UnixStream, client: &mut UnixStream, fate: &Fate) -> std::io::Result<()> {
+    loop {
+        let message = message(server)?;
+        let fault = *fate.lock().unwrap();
+        match fault {
+            // Ready for the next statement, so this one is done.
+            Some(Fault::CutAfter) if message[0] == b'Z' => return Ok(()),
+            Some(_) => {}
+            None => client.write_all(&message)?,
+        }
+    }
+}
+
+fn message(from: &mut UnixStream) -> std::io::Result<Vec<u8>> {
+    let mut kind = [0];
+    from.read_exact(&mut kind)?;
+    Ok([&kind, &*body(from)?].concat())
+}
+
+/// A length that counts itself, and what follows.
+fn body(from: &mut UnixStream) -> std::io::Result<Vec<u8>> {
+    let mut length = [0; 4];
+    from.read_exact(&mut length)?;
+    let mut body = vec![0; usize::try_from(u32::from_be_bytes(length)).unwrap() - 4];
+    from.read_exact(&mut body)?;
+    Ok([&length, &*body].concat())
+}
