@@ -42,16 +42,20 @@ impl Default for Jobs {
     fn default() -> Self {
         Self {
             enabled: true,
-            checkpoint: Job::at(CronExpression::every_minute()),
-            partitions: Job::at(CronExpression::daily_at_four()),
-            verify: Job::at(CronExpression::hourly()),
+            checkpoint: Job::at("* * * * *"),
+            partitions: Job::at("0 4 * * *"),
+            verify: Job::at("0 * * * *"),
         }
     }
 }
 
 impl Job {
-    fn at(schedule: CronExpression) -> Self {
-        Self { schedule, enabled: true, time_zone: TimeZone(chrono_tz::UTC) }
+    fn at(schedule: &'static str) -> Self {
+        Self {
+            schedule: CronExpression::built_in(schedule),
+            enabled: true,
+            time_zone: TimeZone(chrono_tz::UTC),
+        }
     }
 }
 
@@ -94,6 +98,11 @@ pub struct CronExpression {
 }
 
 impl CronExpression {
+    #[expect(clippy::expect_used, reason = "the literals above; every test of the configuration reads them")]
+    fn built_in(text: &'static str) -> Self {
+        text.parse().expect("a cron expression")
+    }
+
     /// As croner knows it.
     pub fn cron(&self) -> &Cron {
         &self.cron
@@ -121,25 +130,6 @@ impl std::fmt::Display for CronExpression {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.text)
     }
-}
-
-macro_rules! built_in {
-    ($($name:ident $text:literal)+) => {
-        impl CronExpression {
-            $(
-                #[expect(clippy::expect_used, reason = "a literal; every test of the configuration parses it")]
-                fn $name() -> Self {
-                    $text.parse().expect("a cron expression")
-                }
-            )+
-        }
-    };
-}
-
-built_in! {
-    every_minute "* * * * *"
-    hourly "0 * * * *"
-    daily_at_four "0 4 * * *"
 }
 
 /// A time zone by its name in the IANA database, as in `Europe/Berlin`.

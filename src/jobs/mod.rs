@@ -8,6 +8,7 @@ mod history;
 mod run;
 mod schedule;
 mod scheduler;
+mod suspects;
 mod wakes;
 
 pub use claim::{JobRun, RunState};

@@ -2,17 +2,17 @@
 //!
 //! PostgreSQL's clock decides what is due, this daemon's monotonic clock when to look. Never holds a lock: a claim is a row.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::claim::{self, Claim, JobRun, Look, Run, STALE};
+use super::claim::{self, Claim, JobRun, Look, Run};
 use super::schedule::Schedule;
+use super::suspects::Suspects;
 use super::wakes::{Moment, Wakes};
 use super::{JOBS, Job};
 use crate::app::App;
@@ -28,9 +28,6 @@ const LEAST: Duration = Duration::from_millis(5);
 const AGAIN: Duration = Duration::from_secs(1);
 /// How long a statement may take.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// A heartbeat must stand still for so long, by this daemon's own clock, before its holder is taken for dead: PostgreSQL's
-/// clock may have jumped over a living one.
-const CONFIRM: Duration = Duration::from_secs(7);
 /// How long runs that were cut may take to be let go.
 const LAST_WORDS: Duration = Duration::from_millis(1500);
 /// How often a run that was asked for tries to begin, while another one of the job is going on.
@@ -276,32 +273,6 @@ async fn jump(wakes: &Wakes, moment: Moment) {
         wakes.next().await;
         if moment.jumped(Moment::now()) {
             return;
-        }
-    }
-}
-
-/// Holders that may be dead: by job, the epoch and heartbeat that were seen, and since when.
-#[derive(Debug, Default)]
-struct Suspects(HashMap<String, (i64, DateTime<Utc>, Instant)>);
-
-impl Suspects {
-    /// Whether the holder of a run has let it go, or has been silent for too long by both clocks. A heartbeat from the future
-    /// is silence too: the clock was ahead.
-    fn is_dead(&mut self, run: &Run, now: DateTime<Utc>) -> bool {
-        if run.holder.is_none() {
-            return true;
-        }
-        if (now - run.heartbeat_at).abs() <= STALE {
-            self.0.remove(&run.name);
-            return false;
-        }
-        let seen = (run.epoch, run.heartbeat_at);
-        match self.0.get(&run.name) {
-            Some((epoch, heartbeat, since)) if (*epoch, *heartbeat) == seen => since.elapsed() >= CONFIRM,
-            _ => {
-                self.0.insert(run.name.clone(), (seen.0, seen.1, Instant::now()));
-                false
-            }
         }
     }
 }
