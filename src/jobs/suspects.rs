@@ -11,6 +11,7 @@ use super::claim::{Run, STALE};
 /// A heartbeat must stand still for so long, by this daemon's own clock, before its holder is taken for dead: PostgreSQL's
 /// clock may have jumped over a living one.
 const CONFIRM: Duration = Duration::from_secs(7);
+
 /// Holders that may be dead: by job, the epoch and heartbeat that were seen, and since when.
 #[derive(Debug, Default)]
 pub(super) struct Suspects(HashMap<String, (i64, DateTime<Utc>, Instant)>);
