@@ -148,6 +148,13 @@ impl App {
         }
     }
 
+    /// Ends when calls may use the records.
+    pub async fn opened(&self) {
+        let mut state = self.state.subscribe();
+        // The sender is in this value, and so outlives the wait.
+        let _ = state.wait_for(|state| matches!(state, State::Ready)).await;
+    }
+
     /// Ends when it turns out that this daemon can never serve.
     pub async fn failed(&self) -> Arc<OpenError> {
         let mut state = self.state.subscribe();

@@ -162,13 +162,19 @@ impl Serving {
         signals: &mut mpsc::Receiver<Signal>,
         ready: impl FnOnce(),
     ) -> Result<Ended, RunError> {
-        let serving = server::run(listener, self.calls.clone(), self.shutdown.clone());
+        let Shutdown { drain, abort } = &self.shutdown;
+        let serving = async {
+            tokio::join!(
+                server::run(listener, self.calls.clone(), self.shutdown.clone()),
+                self.calls.jobs().run(drain, abort),
+            )
+        };
         let settled = self.calls.app().settled();
         tokio::pin!(serving, settled);
         let (mut failure, mut ready) = (None, Some(ready));
         loop {
             tokio::select! {
-                () = &mut serving => break,
+                _ = &mut serving => break,
                 error = self.calls.app().failed(), if failure.is_none() => {
                     error!("cannot serve: {error}");
                     failure = Some(error);

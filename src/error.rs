@@ -100,3 +100,14 @@ impl Error {
         Self::Unavailable { why: why.into() }
     }
 }
+
+/// An error with what caused it, for the log.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}

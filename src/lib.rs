@@ -19,6 +19,8 @@ pub mod records;
 
 pub mod app;
 
+pub mod jobs;
+
 pub mod rpc;
 
 pub mod daemon;

@@ -57,9 +57,10 @@ BEGIN
     IF to_regclass(format('sidekeep.%I', name)) IS NOT NULL THEN
         RETURN false;
     END IF;
-    -- Two daemons at once: the second waits, and finds it made.
+    -- Two daemons at once: the second waits, and finds it made. It reads the catalogue itself: after an advisory lock
+    -- to_regclass still answers from what this session remembers.
     PERFORM pg_advisory_xact_lock(hashtext('sidekeep.create_audit_month'));
-    IF to_regclass(format('sidekeep.%I', name)) IS NOT NULL THEN
+    IF EXISTS (SELECT FROM pg_class c WHERE c.relnamespace = 'sidekeep'::regnamespace AND c.relname = name) THEN
         RETURN false;
     END IF;
     EXECUTE format(

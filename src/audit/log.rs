@@ -61,6 +61,11 @@ impl Log {
         Self { store, keyring, signers, verified: AtomicU64::new(0), queue }
     }
 
+    /// Whether this daemon has a key to sign checkpoints with.
+    pub fn signs(&self) -> bool {
+        !self.signers.is_empty()
+    }
+
     /// About how many entries the verification that runs has looked at.
     pub fn verified(&self) -> u64 {
         self.verified.load(Ordering::Relaxed)
@@ -77,6 +82,14 @@ impl Log {
     /// The store's.
     pub async fn make_months(&self, deadline: &Deadline) -> Result<i64> {
         months::create(&self.store, deadline).await
+    }
+
+    /// How many months [`Log::make_months`] would make.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn missing_months(&self, deadline: &Deadline) -> Result<i64> {
+        months::missing(&self.store, deadline).await
     }
 
     /// Appends what an application gives, all or none.

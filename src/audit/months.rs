@@ -27,3 +27,18 @@ pub(super) async fn create(store: &Store, deadline: &Deadline) -> Result<i64> {
         .await?;
     Ok(made.made)
 }
+
+/// How many of them are missing.
+///
+/// # Errors
+/// The store's.
+pub(super) async fn missing(store: &Store, deadline: &Deadline) -> Result<i64> {
+    const MISSING: &str = "SELECT count(*) AS made FROM generate_series(0, 2) AS n WHERE to_regclass( \
+        'sidekeep.audit_logs_' || to_char(now() AT TIME ZONE 'UTC' + make_interval(months => n), 'YYYY_MM')) IS NULL";
+    let missing: Made = store
+        .single(deadline, "audit.missing_months", async |connection| {
+            Ok(diesel::sql_query(MISSING).get_result(connection).await?)
+        })
+        .await?;
+    Ok(missing.made)
+}

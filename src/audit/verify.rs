@@ -166,14 +166,14 @@ impl Log {
         Ok(Report { verdict, entries, erased_subjects, gaps: 0, breaks })
     }
 
-    /// Verifies everything, and fails where something is broken.
+    /// Verifies everything, and fails where something is broken. Answers how many entries there are.
     ///
     /// # Errors
     /// [`Error::Tampered`], naming the first place.
-    pub async fn verify_all(&self, deadline: &Deadline) -> Result<()> {
+    pub async fn verify_all(&self, deadline: &Deadline) -> Result<u64> {
         let report = self.verify(Range::EVERYTHING, deadline).await?;
         match <[Break]>::first(&report.breaks) {
-            None => Ok(()),
+            None => Ok(report.entries),
             Some(first) => Err(Error::Tampered {
                 at: format!(
                     "{} places, the first: stream {} position {}: {}",

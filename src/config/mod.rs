@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use environment::journal_stream;
+pub use jobs::{CronExpression, Job, Jobs, TimeZone};
 pub use load::{DEFAULT_FILE, Loaded, Setting, load, socket_path};
 pub use problem::{ConfigError, Origin, Problem};
 pub use secret::{SecretError, secret};
@@ -17,6 +18,7 @@ pub use values::{DeploymentName, FileMode, Period, SecretFile, Size};
 
 mod check;
 mod environment;
+mod jobs;
 mod keys;
 mod load;
 mod problem;
@@ -48,6 +50,8 @@ pub struct Config {
     pub audit: Audit,
     /// The keys that sign checkpoints.
     pub signing: Signing,
+    /// Work that is done by the clock.
+    pub jobs: Jobs,
     /// Figures for a monitoring system.
     pub metrics: Metrics,
     /// The daemon's own log.

@@ -179,6 +179,26 @@ const BROKEN: &[(&str, &str)] = &[
         "F:2:10: metrics.listen: must be an IP address and a port, as in \"127.0.0.1:9464\"",
     ),
     ("[metrics]\nlisten = 2026-11-20\n", "F:2:10: metrics.listen: must be text in quotes, not a date"),
+    (
+        "[jobs.chekpoint]\nenabled = true\n",
+        "F:1:7: jobs.chekpoint: unknown key; did you mean jobs.checkpoint?",
+    ),
+    (
+        "[jobs.verify]\nschedule = \"hourly\"\n",
+        "F:2:12: jobs.verify.schedule: must be five fields of cron (minute, hour, day, month, weekday) or six with seconds first, as in \"30 2 * * *\"",
+    ),
+    (
+        "[jobs.verify]\nschedule = \"61 * * * *\"\n",
+        "F:2:12: jobs.verify.schedule: must be five fields of cron (minute, hour, day, month, weekday) or six with seconds first, as in \"30 2 * * *\": Component error: Number out of bounds.",
+    ),
+    (
+        "[jobs.verify]\nschedule = \"0 0 30 2 *\"\n",
+        "F:2:12: jobs.verify.schedule: names a day that never comes",
+    ),
+    (
+        "[jobs.verify]\ntime_zone = \"Berlin\"\n",
+        "F:2:13: jobs.verify.time_zone: must be the name of a time zone, as in \"UTC\" or \"Europe/Berlin\"",
+    ),
     ("[log]\nlevel = \"info\"\nlevel = \"warn\"\n", "F:3:1: is not TOML: duplicate key"),
     ("[log]\nlevel = info\n", "F:2:9: is not TOML: a value is text in quotes, a number, true or false"),
     ("[log\nlevel = \"info\"\n", "F:1:5: is not TOML: unclosed table, expected `]`"),
@@ -436,6 +456,20 @@ fn the_owners_url_is_the_daemons_unless_it_has_its_own() {
     std::fs::write(&file, "postgresql://o:hunter2@localhost:x/x\n").unwrap();
     let error = migrate_url(&config).unwrap_err().to_string();
     assert!(error.starts_with("database.migrate_url_file: ") && !error.contains("hunter2"), "{error}");
+}
+
+#[test]
+fn a_job_keeps_its_own_defaults_for_what_is_not_said() {
+    let text =
+        format!("jobs.verify.time_zone = \"Europe/Berlin\"\njobs.checkpoint.enabled = false\n{DATABASE}");
+    let jobs = said(&text, &variables(&[("SIDEKEEP__JOBS__PARTITIONS__SCHEDULE", "0 30 4 * * 0")]))
+        .unwrap()
+        .config
+        .jobs;
+    let shown = |job: &super::Job| format!("{} {} {}", job.schedule, job.enabled, job.time_zone);
+    assert_eq!(shown(&jobs.verify), "0 * * * * true Europe/Berlin");
+    assert_eq!(shown(&jobs.checkpoint), "* * * * * false UTC");
+    assert_eq!(shown(&jobs.partitions), "0 30 4 * * 0 true UTC");
 }
 
 #[test]

@@ -25,7 +25,8 @@ use crate::app::App;
 use crate::audit::By;
 use crate::audit::entry::Outcome;
 use crate::config::{Access, AuditAccess};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, chain};
+use crate::jobs::Jobs;
 use crate::store::Deadline;
 use crate::telemetry;
 
@@ -36,6 +37,7 @@ const GRACE: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub struct Calls {
     app: Arc<App>,
+    jobs: Arc<Jobs>,
     methods: Methods,
     access: ArcSwap<Granted>,
     in_flight: Semaphore,
@@ -88,6 +90,7 @@ impl Calls {
             working: Semaphore::new(app.config.database.pool.saturating_mul(WORKING)),
             queued: Semaphore::new(limit.min(Semaphore::MAX_PERMITS)),
             budget: Budget::new(bytes(app.config.limits.buffered_bytes)),
+            jobs: Jobs::new(app.clone()),
             app,
             methods,
             access: ArcSwap::from_pointee(granted),
@@ -102,6 +105,11 @@ impl Calls {
     /// The handles that calls share.
     pub fn app(&self) -> &Arc<App> {
         &self.app
+    }
+
+    /// The jobs of this daemon.
+    pub fn jobs(&self) -> &Arc<Jobs> {
+        &self.jobs
     }
 
     /// The table of methods.
@@ -344,14 +352,4 @@ fn random() -> u64 {
     // Without randomness the ids begin at the same number, which only makes the log harder to search.
     let _ = aws_lc_rs::rand::fill(&mut bytes);
     u64::from_be_bytes(bytes)
-}
-
-fn chain(error: &(dyn std::error::Error + Send + Sync)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

@@ -176,6 +176,23 @@ diesel::table! {
     }
 }
 
+diesel::table! {
+    sidekeep.job_runs (run) {
+        run -> Text,
+        name -> Text,
+        due_at -> Timestamptz,
+        started_at -> Timestamptz,
+        finished_at -> Nullable<Timestamptz>,
+        state -> Text,
+        dry_run -> Bool,
+        epoch -> Int8,
+        heartbeat_at -> Timestamptz,
+        holder -> Nullable<Text>,
+        counts -> Nullable<Jsonb>,
+        error -> Nullable<Text>,
+    }
+}
+
 diesel::joinable!(user_profiles -> subjects (subject_id));
 diesel::joinable!(user_preferences -> subjects (subject_id));
 diesel::joinable!(consent_records -> subjects (subject_id));

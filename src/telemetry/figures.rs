@@ -20,6 +20,12 @@ pub const TRANSACTION_DURATION: &str = "sidekeep_transaction_duration_seconds";
 pub const TRANSACTION_RETRIES: &str = "sidekeep_transaction_retries_total";
 /// Connections to PostgreSQL, by `state` (`open`, `free` among them, `waiting` for one).
 pub const POOL_CONNECTIONS: &str = "sidekeep_pool_connections";
+/// Runs of jobs that ended here, by `job` and `outcome` (`ok`, `failed`, `cut`, `lost`).
+pub const JOB_RUNS: &str = "sidekeep_job_runs_total";
+/// How long runs of jobs took, by `job`: a histogram in seconds.
+pub const JOB_DURATION: &str = "sidekeep_job_duration_seconds";
+/// How long ago the last run of a job ended, by `job`.
+pub const JOB_AGE: &str = "sidekeep_job_age_seconds";
 /// Always 1, with the `version` that runs.
 pub const BUILD_INFO: &str = "sidekeep_build_info";
 
@@ -50,6 +56,9 @@ fn describe() {
     );
     describe_counter!(TRANSACTION_RETRIES, "Attempts of transactions after the first, by name.");
     describe_gauge!(POOL_CONNECTIONS, "Connections to PostgreSQL, by state.");
+    describe_counter!(JOB_RUNS, "Runs of jobs that ended here, by job and outcome.");
+    describe_histogram!(JOB_DURATION, Unit::Seconds, "How long runs of jobs took, by job.");
+    describe_gauge!(JOB_AGE, Unit::Seconds, "How long ago the last run of a job ended, by job.");
     describe_gauge!(BUILD_INFO, "Always 1; the version that runs.");
     gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
 }

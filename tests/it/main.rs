@@ -18,6 +18,7 @@ mod commands;
 mod dev;
 mod discover;
 mod faults;
+mod jobs;
 mod keys;
 mod limits;
 mod outcome;

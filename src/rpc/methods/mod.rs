@@ -3,6 +3,7 @@
 mod audit;
 mod consent;
 mod conversation;
+mod job;
 mod preferences;
 mod profile;
 mod rpc;
@@ -209,6 +210,7 @@ impl Methods {
         consent::add(&mut methods);
         conversation::add(&mut methods);
         audit::add(&mut methods);
+        job::add(&mut methods);
         rpc::add(&mut methods);
         system::add(&mut methods);
         methods

@@ -10,6 +10,7 @@ use super::{About, Methods};
 use crate::app::State;
 use crate::config::{LogLevel, Period};
 use crate::error::{Error, Result};
+use crate::jobs::{JOBS, Job, JobRun, RunState};
 use crate::rpc::call::Call;
 use crate::rpc::params::None;
 
@@ -65,6 +66,8 @@ struct Report {
     pool: PoolReport,
     /// What PostgreSQL last said of itself.
     database: DatabaseReport,
+    /// What each job ran last, by its name.
+    jobs: BTreeMap<&'static str, JobReport>,
     /// The ids of the key-encryption keys, the active one first.
     kek_ids: Vec<String>,
     /// The least that is logged.
@@ -121,6 +124,17 @@ struct DatabaseReport {
     age_seconds: Option<u64>,
 }
 
+/// A job.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+struct JobReport {
+    /// Whether this daemon runs it when it is due.
+    enabled: bool,
+    /// The last run that ended and was no dry run.
+    last_run: Option<JobRun>,
+    /// How long ago that was.
+    age_seconds: Option<u64>,
+}
+
 /// Parameters of `system.log_level`.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -153,7 +167,7 @@ pub(super) fn add(methods: &mut Methods) {
         About::own(
             "system.health",
             "Whether calls can be answered, and why not. Answers at once, however busy the daemon is.",
-            ("{}", r#"{"status":"ok","checks":{"database":{"status":"ok","message":null},"drain":{"status":"ok","message":null}}}"#),
+            ("{}", r#"{"status":"ok","checks":{"database":{"status":"ok","message":null},"drain":{"status":"ok","message":null},"jobs":{"status":"ok","message":null}}}"#),
         ),
         |call, _: None| async move { Ok(health(&call)) },
     );
@@ -161,7 +175,7 @@ pub(super) fn add(methods: &mut Methods) {
         About::own(
             "system.status",
             "Version, uptime, calls, pool and what PostgreSQL last said of itself.",
-            ("{}", r#"{"version":"0.1.0","deployment":"sidekeep","uptime_seconds":12,"health":{"status":"ok","checks":{"database":{"status":"ok","message":null},"drain":{"status":"ok","message":null}}},"connections":{"open":1,"max":10000},"calls":{"in_flight":0,"max":4096,"draining":false},"pool":{"max":8,"open":1,"free":1,"waiting":0},"database":{"version":"150018","in_recovery":false,"synchronous_standby_names":"","synchronous_standbys":0,"age_seconds":1},"kek_ids":["6c1b9f0d2a7e4835"],"log_level":"info","reload_error":null}"#),
+            ("{}", r#"{"version":"0.1.0","deployment":"sidekeep","uptime_seconds":12,"health":{"status":"ok","checks":{"database":{"status":"ok","message":null},"drain":{"status":"ok","message":null}}},"connections":{"open":1,"max":10000},"calls":{"in_flight":0,"max":4096,"draining":false},"pool":{"max":8,"open":1,"free":1,"waiting":0},"database":{"version":"150018","in_recovery":false,"synchronous_standby_names":"","synchronous_standbys":0,"age_seconds":1},"jobs":{"verify":{"enabled":true,"last_run":null,"age_seconds":null}},"kek_ids":["6c1b9f0d2a7e4835"],"log_level":"info","reload_error":null}"#),
         ),
         |call, _: None| async move { Ok(report(&call)) },
     );
@@ -223,13 +237,43 @@ fn database(call: &Call) -> Check {
     }
 }
 
+/// A job that is not yet due is well.
+fn jobs(call: &Call) -> Check {
+    let ended = call.calls.jobs().ended();
+    let failed: Vec<_> = JOBS
+        .iter()
+        .filter(|job| job.is_enabled(&call.app.config.jobs))
+        .filter(|job| ended.get(job.name).is_some_and(|last| last.run.state == RunState::Failed))
+        .map(|job| job.name)
+        .collect();
+    if failed.is_empty() {
+        return Check { status: Status::Ok, message: Option::None };
+    }
+    let message = format!("the last run failed of {}; see job.history", failed.join(", "));
+    Check { status: Status::Degraded, message: Some(message) }
+}
+
+fn job_reports(call: &Call) -> BTreeMap<&'static str, JobReport> {
+    let mut ended = call.calls.jobs().ended();
+    let report = |job: &Job| {
+        let last = ended.remove(job.name);
+        let report = JobReport {
+            enabled: job.is_enabled(&call.app.config.jobs),
+            age_seconds: last.as_ref().map(|last| last.age().as_secs()),
+            last_run: last.map(|last| last.run),
+        };
+        (job.name, report)
+    };
+    JOBS.iter().map(report).collect()
+}
+
 fn health(call: &Call) -> Health {
     let draining = call.calls.is_draining();
     let drain = Check {
         status: if draining { Status::Unavailable } else { Status::Ok },
         message: draining.then(|| "this daemon is ending".into()),
     };
-    let checks = BTreeMap::from([("database", database(call)), ("drain", drain)]);
+    let checks = BTreeMap::from([("database", database(call)), ("drain", drain), ("jobs", jobs(call))]);
     let has = |status| checks.values().any(|check| check.status == status);
     let status = if has(Status::Unavailable) {
         Status::Unavailable
@@ -268,6 +312,7 @@ fn report(call: &Call) -> Report {
             synchronous_standby_names: server.map(|server| server.synchronous_standby_names),
             age_seconds,
         },
+        jobs: job_reports(call),
         kek_ids: call.app.records.keyring().kek_ids().map(str::to_owned).collect(),
         log_level: call.app.telemetry.level(),
         reload_error: call.app.reload_error(),
@@ -283,6 +328,9 @@ fn gauges(call: &Call) {
     metrics::gauge!(crate::telemetry::POOL_CONNECTIONS, "state" => "waiting").set(number(pool.waiting));
     metrics::gauge!(crate::telemetry::CONNECTIONS).set(number(call.calls.connections()));
     metrics::gauge!(crate::telemetry::CALLS_IN_FLIGHT).set(number(call.calls.in_flight()));
+    for (name, last) in call.calls.jobs().ended() {
+        metrics::gauge!(crate::telemetry::JOB_AGE, "job" => name).set(last.age().as_secs_f64());
+    }
 }
 
 fn set_level(call: &Call, set: &SetLevel) -> Result<Level> {

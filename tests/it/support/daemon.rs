@@ -35,6 +35,7 @@ impl World {
         let directory = tempfile::Builder::new().prefix("sk").tempdir().unwrap();
         let world = Self { directory, owner_url, app_url, started: std::cell::Cell::new(0) };
         world.add_key("kek");
+        world.add_signing_key("signing");
         world
     }
 
@@ -46,6 +47,14 @@ impl World {
     pub fn open(&self) {
         use std::os::unix::fs::PermissionsExt;
         std::fs::set_permissions(self.directory.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    /// Makes a key that signs checkpoints.
+    pub fn add_signing_key(&self, name: &str) -> PathBuf {
+        let path = self.path(name);
+        let made = sidekeep(&["signing", "generate", "--out", path.to_str().unwrap()]);
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        path
     }
 
     /// Makes a key-encryption key.
@@ -64,9 +73,10 @@ impl World {
         let (file, socket) = (self.path(&format!("{number}.toml")), self.path(&format!("{number}.sock")));
         let base = format!(
             "deployment.name = \"test\"\nsocket.path = {socket:?}\nsocket.group = \"\"\n\
-             database.url = {:?}\nkeyring.key_files = [{:?}]\nlog.format = \"json\"\n",
+             database.url = {:?}\nkeyring.key_files = [{:?}]\nsigning.key_files = [{:?}]\nlog.format = \"json\"\n",
             self.app_url,
             self.path("kek"),
+            self.path("signing"),
         );
         let given = |line: &&str| {
             let key = line.split('=').next().unwrap().trim().to_owned();

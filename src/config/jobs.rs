@@ -1,0 +1,163 @@
+//! `[jobs]`: when each job runs, and in which time zone. What a job does is none of its business.
+
+use std::str::FromStr;
+
+use croner::Cron;
+use croner::parser::{CronParser, Seconds, Year};
+use schemars::JsonSchema;
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::values::as_text;
+
+/// `[jobs]`.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Jobs {
+    /// Whether this daemon runs jobs when they are due.
+    pub enabled: bool,
+    /// Signs the heads of the log, when something is new.
+    #[serde(deserialize_with = "checkpoint")]
+    pub checkpoint: Job,
+    /// Makes the months of the log ahead of need.
+    #[serde(deserialize_with = "partitions")]
+    pub partitions: Job,
+    /// Verifies the log.
+    #[serde(deserialize_with = "verify")]
+    pub verify: Job,
+}
+
+/// One of `[jobs.<name>]`.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Job {
+    /// When it is due: five fields of cron, or six with seconds first.
+    pub schedule: CronExpression,
+    /// Whether it is due at all.
+    pub enabled: bool,
+    /// Whose clock the schedule goes by.
+    pub time_zone: TimeZone,
+}
+
+impl Default for Jobs {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            checkpoint: Job::at("* * * * *"),
+            partitions: Job::at("0 4 * * *"),
+            verify: Job::at("0 * * * *"),
+        }
+    }
+}
+
+impl Job {
+    fn at(schedule: &'static str) -> Self {
+        Self {
+            schedule: CronExpression::built_in(schedule),
+            enabled: true,
+            time_zone: TimeZone(chrono_tz::UTC),
+        }
+    }
+}
+
+/// What a file says of a job; the rest is that job's default.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Said {
+    schedule: Option<CronExpression>,
+    enabled: Option<bool>,
+    time_zone: Option<TimeZone>,
+}
+
+fn checkpoint<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Job, D::Error> {
+    Said::deserialize(deserializer).map(|said| said.or(Jobs::default().checkpoint))
+}
+
+fn partitions<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Job, D::Error> {
+    Said::deserialize(deserializer).map(|said| said.or(Jobs::default().partitions))
+}
+
+fn verify<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Job, D::Error> {
+    Said::deserialize(deserializer).map(|said| said.or(Jobs::default().verify))
+}
+
+impl Said {
+    fn or(self, default: Job) -> Job {
+        Job {
+            schedule: self.schedule.unwrap_or(default.schedule),
+            enabled: self.enabled.unwrap_or(default.enabled),
+            time_zone: self.time_zone.unwrap_or(default.time_zone),
+        }
+    }
+}
+
+/// When something is due, as cron writes it: minute, hour, day, month and weekday, perhaps with seconds before them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CronExpression {
+    text: String,
+    cron: Cron,
+}
+
+impl CronExpression {
+    #[expect(clippy::expect_used, reason = "the literals above; every test of the configuration reads them")]
+    fn built_in(text: &'static str) -> Self {
+        text.parse().expect("a cron expression")
+    }
+
+    /// As croner knows it.
+    pub fn cron(&self) -> &Cron {
+        &self.cron
+    }
+}
+
+impl FromStr for CronExpression {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const FORM: &str = "must be five fields of cron (minute, hour, day, month, weekday) or six with seconds \
+            first, as in \"30 2 * * *\"";
+        let fields = text.split_whitespace().count();
+        if !(5..=6).contains(&fields) {
+            return Err(FORM.into());
+        }
+        let parser = CronParser::builder().seconds(Seconds::Optional).year(Year::Disallowed).build();
+        let cron = parser.parse(text).map_err(|error| format!("{FORM}: {error}"))?;
+        let comes = cron.find_next_occurrence(&chrono::DateTime::UNIX_EPOCH, false).is_ok();
+        comes.then(|| Self { text: text.into(), cron }).ok_or_else(|| "names a day that never comes".into())
+    }
+}
+
+impl std::fmt::Display for CronExpression {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// A time zone by its name in the IANA database, as in `Europe/Berlin`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimeZone(chrono_tz::Tz);
+
+impl TimeZone {
+    /// As chrono knows it.
+    pub fn tz(self) -> chrono_tz::Tz {
+        self.0
+    }
+}
+
+impl FromStr for TimeZone {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.parse()
+            .map(Self)
+            .map_err(|_| "must be the name of a time zone, as in \"UTC\" or \"Europe/Berlin\"".into())
+    }
+}
+
+impl std::fmt::Display for TimeZone {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.0.name())
+    }
+}
+
+as_text!(CronExpression, "30 2 * * *");
+as_text!(TimeZone, "Europe/Berlin");

@@ -1,0 +1,305 @@
+//! The rows of `job_runs`: claimed, kept, taken over, finished. The only writer of the table; its times are PostgreSQL's.
+//!
+//! Each statement may be sent again after a lost connection: it finds what its first sending did, by run, epoch and holder.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use diesel::prelude::{ExpressionMethods, QueryDsl, Queryable, QueryableByName, Selectable};
+use diesel::sql_types::{Array, Bool, Int8, Jsonb, Nullable, Text, Timestamptz};
+use diesel_async::RunQueryDsl;
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::clock::Timestamp;
+use crate::error::Result;
+use crate::store::schema::job_runs;
+use crate::store::{Deadline, Store};
+
+/// A holder whose heartbeat is older than this may be dead.
+pub(super) const STALE: TimeDelta = TimeDelta::seconds(30);
+
+/// So many successes of a job that runs often are kept.
+const KEPT: i64 = 100;
+
+/// The longest error that a row keeps.
+const ERROR_CHARS: usize = 1000;
+
+/// A run of a job.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct JobRun {
+    /// Its id.
+    pub run: String,
+    /// The job.
+    pub name: String,
+    /// Whether it changes nothing, and only counts.
+    pub dry_run: bool,
+    /// How it is.
+    pub state: RunState,
+    /// When it was due by its schedule; of a run that was asked for, when it was.
+    pub due_at: Timestamp,
+    /// When it was claimed.
+    pub started_at: Timestamp,
+    /// When it ended.
+    pub finished_at: Option<Timestamp>,
+    /// What it did, in numbers.
+    pub counts: Option<Value>,
+    /// Why it failed.
+    pub error: Option<String>,
+}
+
+/// How a run is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RunState {
+    /// Claimed, and not ended.
+    Running,
+    /// It did what it is for.
+    Ok,
+    /// It did not.
+    Failed,
+}
+
+/// A row.
+#[derive(Clone, Debug, Queryable, Selectable, QueryableByName)]
+#[diesel(table_name = job_runs, check_for_backend(diesel::pg::Pg))]
+pub(super) struct Run {
+    pub(super) run: String,
+    pub(super) name: String,
+    pub(super) due_at: DateTime<Utc>,
+    started_at: DateTime<Utc>,
+    finished_at: Option<DateTime<Utc>>,
+    pub(super) state: String,
+    pub(super) dry_run: bool,
+    pub(super) epoch: i64,
+    pub(super) heartbeat_at: DateTime<Utc>,
+    pub(super) holder: Option<String>,
+    pub(super) counts: Option<Value>,
+    pub(super) error: Option<String>,
+}
+
+impl Run {
+    /// As callers see it.
+    pub(super) fn shown(self) -> JobRun {
+        JobRun {
+            state: match self.state.as_str() {
+                "ok" => RunState::Ok,
+                "failed" => RunState::Failed,
+                _ => RunState::Running,
+            },
+            run: self.run,
+            name: self.name,
+            dry_run: self.dry_run,
+            due_at: self.due_at.into(),
+            started_at: self.started_at.into(),
+            finished_at: self.finished_at.map(Timestamp::from),
+            counts: self.counts,
+            error: self.error,
+        }
+    }
+}
+
+/// What there is of one job.
+#[derive(Debug, QueryableByName)]
+pub(super) struct Status {
+    #[diesel(sql_type = Text)]
+    name: String,
+    /// What time it is.
+    #[diesel(sql_type = Timestamptz)]
+    pub(super) now: DateTime<Utc>,
+    /// What ran last was due then; before the first run, when the database was first used.
+    #[diesel(sql_type = Timestamptz)]
+    pub(super) last_due: DateTime<Utc>,
+}
+
+/// What there is of some jobs.
+#[derive(Debug)]
+pub(super) struct Look {
+    statuses: Vec<Status>,
+    /// Of each job the run that is going on, and the latest that ended and was no dry run.
+    pub(super) runs: Vec<Run>,
+}
+
+impl Look {
+    /// What time it is, and what a job ran last.
+    pub(super) fn status(&self, name: &str) -> Option<&Status> {
+        self.statuses.iter().find(|status| status.name == name)
+    }
+
+    /// The run of a job that is going on.
+    pub(super) fn running(&self, name: &str) -> Option<&Run> {
+        self.runs.iter().find(|run| run.name == name && run.state == "running")
+    }
+
+    /// The run of a job that ended last.
+    pub(super) fn ended(&self, name: &str) -> Option<&Run> {
+        self.runs.iter().find(|run| run.name == name && run.state != "running")
+    }
+}
+
+/// Looks at the runs of these jobs. Rows of a clock that was ahead, and was set right, do not count.
+pub(super) async fn look(store: &Store, names: &[&str], deadline: &Deadline) -> Result<Look> {
+    const STATUSES: &str = "SELECT n.name, now() AS now, coalesce( \
+        (SELECT max(r.due_at) FROM sidekeep.job_runs r WHERE r.name = n.name AND NOT r.dry_run AND r.due_at <= now()), \
+        (SELECT d.created_at FROM sidekeep.deployment d), now()) AS last_due FROM unnest($1) AS n(name)";
+    const RUNS: &str = "SELECT r.* FROM unnest($1) AS n(name), LATERAL ( \
+        (SELECT * FROM sidekeep.job_runs j WHERE j.name = n.name AND j.state = 'running') UNION ALL \
+        (SELECT * FROM sidekeep.job_runs j WHERE j.name = n.name AND j.state <> 'running' AND NOT j.dry_run \
+         AND j.due_at <= now() ORDER BY j.due_at DESC LIMIT 1)) AS r";
+    store
+        .snapshot(deadline, "jobs.look", async |connection| {
+            let statuses = diesel::sql_query(STATUSES).bind::<Array<Text>, _>(names).load(connection).await?;
+            let runs = diesel::sql_query(RUNS).bind::<Array<Text>, _>(names).load(connection).await?;
+            Ok(Look { statuses, runs })
+        })
+        .await
+}
+
+/// Who claims what.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Claim<'a> {
+    /// A fresh id.
+    pub(super) run: &'a str,
+    /// The job.
+    pub(super) name: &'a str,
+    /// This daemon.
+    pub(super) holder: &'a str,
+}
+
+impl Claim<'_> {
+    /// Claims a due time, unless it has been claimed, a later one has been, or the job is running.
+    pub(super) async fn due(
+        self,
+        store: &Store,
+        due: DateTime<Utc>,
+        deadline: &Deadline,
+    ) -> Result<Option<Run>> {
+        const CLAIM: &str = "WITH claimed AS ( \
+            INSERT INTO sidekeep.job_runs (run, name, due_at, started_at, state, dry_run, epoch, heartbeat_at, holder) \
+            SELECT $1, $2, $3, now(), 'running', false, 1, now(), $4 WHERE $3 <= now() AND NOT EXISTS ( \
+                SELECT FROM sidekeep.job_runs WHERE name = $2 AND NOT dry_run AND due_at > $3 AND due_at <= now()) \
+            ON CONFLICT DO NOTHING RETURNING *) \
+            SELECT * FROM claimed UNION ALL SELECT * FROM sidekeep.job_runs WHERE run = $1";
+        let claimed = store.single(deadline, "jobs.claim", async |connection| {
+            let query = diesel::sql_query(CLAIM)
+                .bind::<Text, _>(self.run)
+                .bind::<Text, _>(self.name)
+                .bind::<Timestamptz, _>(due)
+                .bind::<Text, _>(self.holder);
+            Ok(query.load::<Run>(connection).await?)
+        });
+        Ok(claimed.await?.pop())
+    }
+
+    /// Claims a run that somebody asked for, unless the job is running.
+    pub(super) async fn asked(
+        self,
+        store: &Store,
+        dry_run: bool,
+        deadline: &Deadline,
+    ) -> Result<Option<Run>> {
+        const CLAIM: &str = "WITH claimed AS ( \
+            INSERT INTO sidekeep.job_runs (run, name, due_at, started_at, state, dry_run, epoch, heartbeat_at, holder) \
+            VALUES ($1, $2, now(), now(), 'running', $3, 1, now(), $4) ON CONFLICT DO NOTHING RETURNING *) \
+            SELECT * FROM claimed UNION ALL SELECT * FROM sidekeep.job_runs WHERE run = $1";
+        let claimed = store.single(deadline, "jobs.claim", async |connection| {
+            let query = diesel::sql_query(CLAIM)
+                .bind::<Text, _>(self.run)
+                .bind::<Text, _>(self.name)
+                .bind::<Bool, _>(dry_run)
+                .bind::<Text, _>(self.holder);
+            Ok(query.load::<Run>(connection).await?)
+        });
+        Ok(claimed.await?.pop())
+    }
+}
+
+impl Run {
+    /// Takes the run over from a holder that let it go, or seems dead, as it was seen in this row. The old holder's epoch is
+    /// then over.
+    pub(super) async fn take_over(
+        &self,
+        store: &Store,
+        holder: &str,
+        deadline: &Deadline,
+    ) -> Result<Option<Self>> {
+        const TAKE: &str = "WITH taken AS ( \
+            UPDATE sidekeep.job_runs SET epoch = epoch + 1, heartbeat_at = now(), holder = $4 \
+            WHERE run = $1 AND epoch = $2 AND heartbeat_at = $3 AND state = 'running' RETURNING *) \
+            SELECT * FROM taken UNION ALL \
+            SELECT * FROM sidekeep.job_runs WHERE run = $1 AND epoch = $2 + 1 AND holder = $4 AND state = 'running'";
+        let taken = store.single(deadline, "jobs.take_over", async |connection| {
+            let query = diesel::sql_query(TAKE)
+                .bind::<Text, _>(&self.run)
+                .bind::<Int8, _>(self.epoch)
+                .bind::<Timestamptz, _>(self.heartbeat_at)
+                .bind::<Text, _>(holder);
+            Ok(query.load::<Self>(connection).await?)
+        });
+        Ok(taken.await?.pop())
+    }
+
+    /// Says that its holder lives. Answers whether it still is the holder.
+    pub(super) async fn beat(&self, store: &Store, deadline: &Deadline) -> Result<bool> {
+        let rows = store.single(deadline, "jobs.beat", async |connection| {
+            let mine = job_runs::table
+                .find(&self.run)
+                .filter(job_runs::epoch.eq(self.epoch))
+                .filter(job_runs::state.eq("running"));
+            let beat = diesel::update(mine).set(job_runs::heartbeat_at.eq(diesel::dsl::now));
+            Ok(beat.execute(connection).await?)
+        });
+        Ok(rows.await? > 0)
+    }
+
+    /// Lets the run go, so that another daemon goes on with it at once.
+    pub(super) async fn let_go(&self, store: &Store, deadline: &Deadline) -> Result<()> {
+        let rows = store.single(deadline, "jobs.let_go", async |connection| {
+            let mine = job_runs::table
+                .find(&self.run)
+                .filter(job_runs::epoch.eq(self.epoch))
+                .filter(job_runs::state.eq("running"));
+            let gone = diesel::update(mine).set(job_runs::holder.eq(None::<String>));
+            Ok(gone.execute(connection).await?)
+        });
+        rows.await.map(drop)
+    }
+
+    /// Records how it ended. Answers nothing where this holder's epoch is over.
+    pub(super) async fn finish(
+        &self,
+        store: &Store,
+        result: &Result<Value, String>,
+        deadline: &Deadline,
+    ) -> Result<Option<Self>> {
+        const FINISH: &str = "WITH finished AS ( \
+            UPDATE sidekeep.job_runs SET state = $3, finished_at = now(), counts = $4, error = $5 \
+            WHERE run = $1 AND epoch = $2 AND state = 'running' RETURNING *) \
+            SELECT * FROM finished UNION ALL \
+            SELECT * FROM sidekeep.job_runs WHERE run = $1 AND epoch = $2 AND state <> 'running'";
+        let (state, counts, error) = match result {
+            Ok(counts) => ("ok", Some(counts), None),
+            Err(error) => ("failed", None, Some(error.chars().take(ERROR_CHARS).collect::<String>())),
+        };
+        let finished = store.single(deadline, "jobs.finish", async |connection| {
+            let query = diesel::sql_query(FINISH)
+                .bind::<Text, _>(&self.run)
+                .bind::<Int8, _>(self.epoch)
+                .bind::<Text, _>(state)
+                .bind::<Nullable<Jsonb>, _>(counts)
+                .bind::<Nullable<Text>, _>(&error);
+            Ok(query.load::<Self>(connection).await?)
+        });
+        Ok(finished.await?.pop())
+    }
+}
+
+/// Deletes all but the latest successes of a job.
+pub(super) async fn prune(store: &Store, name: &str, deadline: &Deadline) -> Result<()> {
+    const PRUNE: &str = "DELETE FROM sidekeep.job_runs WHERE name = $1 AND state = 'ok' AND due_at < ( \
+        SELECT due_at FROM sidekeep.job_runs WHERE name = $1 AND state = 'ok' ORDER BY due_at DESC OFFSET $2 - 1 LIMIT 1)";
+    let rows = store.single(deadline, "jobs.prune", async |connection| {
+        let query = diesel::sql_query(PRUNE).bind::<Text, _>(name).bind::<Int8, _>(KEPT);
+        Ok(query.execute(connection).await?)
+    });
+    rows.await.map(drop)
+}

@@ -1,0 +1,122 @@
+//! What `job.list` and `job.history` answer: the table of jobs with what ran last, and the runs, the newest first.
+
+use chrono::{DateTime, Utc};
+use diesel::prelude::{BoolExpressionMethods, ExpressionMethods, QueryDsl, SelectableHelper};
+use diesel_async::RunQueryDsl;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::claim::{self, JobRun, Run};
+use super::schedule::Schedule;
+use super::scheduler::Jobs;
+use super::{JOBS, Job};
+use crate::clock::Timestamp;
+use crate::error::Result;
+use crate::store::Deadline;
+use crate::store::schema::job_runs;
+use crate::values::{Limit, Page, decode, encode, fit};
+
+/// A job as it is configured, and what ran last.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Listed {
+    /// Its name.
+    pub name: &'static str,
+    /// When it is due, as cron writes it.
+    pub schedule: String,
+    /// Whose clock that is.
+    pub time_zone: String,
+    /// Whether this daemon runs it when it is due.
+    pub enabled: bool,
+    /// When it is due next; null where this daemon does not run it.
+    pub next_due: Option<Timestamp>,
+    /// The run that is going on, else the last that ended and was no dry run.
+    pub last_run: Option<JobRun>,
+}
+
+/// Parameters of `job.history`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct History {
+    /// The runs of this job alone.
+    pub name: Option<String>,
+    /// How many items at most.
+    #[serde(default)]
+    pub limit: Limit,
+    /// Where the last page ended.
+    pub cursor: Option<String>,
+}
+
+impl Jobs {
+    /// Every job.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn list(&self, deadline: &Deadline) -> Result<Vec<Listed>> {
+        let names: Vec<_> = JOBS.iter().map(|job| job.name).collect();
+        let look = claim::look(self.store(), &names, deadline).await?;
+        let config = &self.app.config.jobs;
+        let listed = JOBS.iter().map(|job| {
+            let settings = (job.settings)(config);
+            let enabled = job.is_enabled(config);
+            let now = look.status(job.name).map(|status| status.now);
+            let next = now.filter(|_| enabled).and_then(|now| Schedule::of(settings).next(now));
+            let last = look.running(job.name).or_else(|| look.ended(job.name));
+            Listed {
+                name: job.name,
+                schedule: settings.schedule.to_string(),
+                time_zone: settings.time_zone.to_string(),
+                enabled,
+                next_due: next.map(Timestamp::from),
+                last_run: last.cloned().map(Run::shown),
+            }
+        });
+        Ok(listed.collect())
+    }
+
+    /// A page of runs, the newest first.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Invalid`] for a job that there is not, or a cursor that is none.
+    pub async fn history(
+        &self,
+        asked: &History,
+        max_bytes: u64,
+        deadline: &Deadline,
+    ) -> Result<Page<JobRun>> {
+        let name = asked.name.as_deref().map(Job::find).transpose()?.map(|job| job.name);
+        let before: Option<(DateTime<Utc>, String)> = decode(asked.cursor.as_deref())?;
+        let found = self.store().single(deadline, "jobs.history", async |connection| {
+            let mut rows = job_runs::table
+                .select(Run::as_select())
+                .order((job_runs::due_at.desc(), job_runs::run.desc()))
+                .limit(asked.limit.and_one())
+                .into_boxed();
+            if let Some(name) = name {
+                rows = rows.filter(job_runs::name.eq(name));
+            }
+            if let Some((due, run)) = &before {
+                rows = rows
+                    .filter(job_runs::due_at.le(due))
+                    .filter(job_runs::due_at.lt(due).or(job_runs::run.lt(run)));
+            }
+            Ok(rows.load::<Run>(connection).await?)
+        });
+        let mut found = found.await?;
+        let sizes: Vec<i64> = found.iter().map(size).collect();
+        let taken = fit(&sizes, asked.limit, max_bytes);
+        let more = found.len() > taken;
+        found.truncate(taken);
+        let last = found.last().filter(|_| more).map(|last| (last.due_at, last.run.clone()));
+        Ok(Page {
+            items: found.into_iter().map(Run::shown).collect(),
+            next_cursor: last.map(|key| encode(&key)).transpose()?,
+        })
+    }
+}
+
+/// The bytes of a row that are not bounded otherwise.
+fn size(run: &Run) -> i64 {
+    let counts = run.counts.as_ref().map_or(0, |counts| counts.to_string().len());
+    let error = run.error.as_ref().map_or(0, String::len);
+    i64::try_from(counts.saturating_add(error)).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,117 @@
+//! Work that is done by the clock: the table of jobs, and what claims, runs and records them.
+//!
+//! Across all daemons on a database a due time runs once, because the claim is the run: a row in `job_runs`. PostgreSQL's
+//! clock says what is due. What a job does is in the modules below; nothing here begins a transaction of their tables.
+
+mod claim;
+mod history;
+mod run;
+mod schedule;
+mod scheduler;
+mod suspects;
+mod wakes;
+
+pub use claim::{JobRun, RunState};
+pub use history::{History, Listed};
+pub use schedule::Schedule;
+pub use scheduler::{Jobs, LastRun};
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+
+use crate::app::App;
+use crate::config;
+use crate::error::{Error, Result};
+use crate::store::Deadline;
+
+/// What a run did, in numbers.
+pub type Counts = BTreeMap<&'static str, i64>;
+
+/// What a job does: once more does no harm, because a run whose holder died is done again. The flag says that nothing is to be
+/// changed, and only counted.
+type Work = for<'a> fn(&'a App, &'a Deadline, bool) -> BoxFuture<'a, Result<Counts>>;
+
+/// One job.
+#[derive(Debug)]
+pub struct Job {
+    /// Its name, in `[jobs.<name>]` and in `job_runs`.
+    pub name: &'static str,
+    /// When it is due.
+    pub settings: fn(&config::Jobs) -> &config::Job,
+    /// How long a run may take.
+    limit: Duration,
+    /// Whether it can count without changing anything.
+    has_dry_run: bool,
+    /// Whether it runs so often that only the latest successes are kept.
+    pruned: bool,
+    work: Work,
+}
+
+/// Every job of this daemon.
+pub static JOBS: [Job; 3] = [
+    Job {
+        name: "checkpoint",
+        settings: |jobs| &jobs.checkpoint,
+        limit: Duration::from_secs(60),
+        has_dry_run: false,
+        pruned: true,
+        work: |app, deadline, _| {
+            Box::pin(async move {
+                let log = app.records.log();
+                // A daemon without a signing key leaves checkpoints to those that have one.
+                let made = log.signs() && log.make_checkpoint(deadline).await?;
+                Ok(Counts::from([("checkpoints", i64::from(made))]))
+            })
+        },
+    },
+    Job {
+        name: "partitions",
+        settings: |jobs| &jobs.partitions,
+        limit: Duration::from_secs(60),
+        has_dry_run: true,
+        pruned: false,
+        work: |app, deadline, dry_run| {
+            Box::pin(async move {
+                let log = app.records.log();
+                let months = match dry_run {
+                    true => log.missing_months(deadline).await?,
+                    false => log.make_months(deadline).await?,
+                };
+                Ok(Counts::from([("months", months)]))
+            })
+        },
+    },
+    Job {
+        name: "verify",
+        settings: |jobs| &jobs.verify,
+        limit: Duration::from_secs(6 * 3600),
+        has_dry_run: false,
+        pruned: true,
+        work: |app, deadline, _| {
+            Box::pin(async move {
+                let entries = app.records.log().verify_all(deadline).await?;
+                Ok(Counts::from([("entries", i64::try_from(entries).unwrap_or(i64::MAX))]))
+            })
+        },
+    },
+];
+
+impl Job {
+    /// A job by its name.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], with the names that there are.
+    pub fn find(name: &str) -> Result<&'static Self> {
+        JOBS.iter().find(|job| job.name == name).ok_or_else(|| {
+            let names: Vec<_> = JOBS.iter().map(|job| job.name).collect();
+            Error::invalid("name", format!("must be the name of a job: {}", names.join(", ")))
+        })
+    }
+
+    /// Whether this daemon runs it when it is due.
+    pub fn is_enabled(&self, jobs: &config::Jobs) -> bool {
+        jobs.enabled && (self.settings)(jobs).enabled
+    }
+}

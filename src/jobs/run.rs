@@ -1,0 +1,157 @@
+//! One claimed run: carried out with a heartbeat and a deadline, and recorded. The place where failures of jobs are logged.
+//!
+//! A crash at any point leaves a row whose heartbeat ages; another daemon goes on with it under the next epoch. A holder that
+//! cannot say that it lives gives up before anybody may take its run over.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::claim::{self, JobRun, Run};
+use super::scheduler::Jobs;
+use super::{Counts, Job};
+use crate::error::{Error, Result, chain};
+use crate::store::Deadline;
+use crate::telemetry;
+
+/// How often a holder says that it lives.
+const BEAT: Duration = Duration::from_secs(3);
+/// After so long without having said so, it gives up: sooner than `STALE`.
+const GIVE_UP: Duration = Duration::from_secs(25);
+/// A job may notice its deadline by itself.
+const GRACE: Duration = Duration::from_secs(1);
+/// How long a run that is cut may take to be let go.
+const LET_GO: Duration = Duration::from_secs(1);
+/// Between attempts to record how a run ended.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// How the work ended.
+enum Ended {
+    /// By itself, or by its deadline.
+    Done(Result<Counts>),
+    /// By the end of this daemon.
+    Cut,
+    /// The run is another daemon's, or may be.
+    Lost,
+}
+
+impl Jobs {
+    /// Carries a claimed run out, in a task that nobody has to wait for.
+    pub(super) fn start(self: &Arc<Self>, job: &'static Job, run: Run) -> JoinHandle<JobRun> {
+        let jobs = self.clone();
+        self.running.spawn(async move { jobs.carry_out(job, run).await })
+    }
+
+    async fn carry_out(&self, job: &Job, run: Run) -> JobRun {
+        let began = Instant::now();
+        tracing::debug!(job = job.name, run = run.run, epoch = run.epoch, "running");
+        let ended = tokio::select! {
+            biased;
+            ended = self.work(job, run.dry_run) => ended,
+            () = self.keep_beating(&run) => Ended::Lost,
+        };
+        metrics::histogram!(telemetry::JOB_DURATION, "job" => job.name).record(began.elapsed());
+        let (outcome, shown) = match ended {
+            Ended::Done(result) => self.record(job, &run, result).await,
+            Ended::Cut => {
+                self.let_go(job, &run).await;
+                ("cut", None)
+            }
+            Ended::Lost => {
+                tracing::warn!(
+                    job = job.name,
+                    run = run.run,
+                    "given up: another daemon may have taken it over"
+                );
+                ("lost", None)
+            }
+        };
+        metrics::counter!(telemetry::JOB_RUNS, "job" => job.name, "outcome" => outcome).increment(1);
+        shown.unwrap_or(run).shown()
+    }
+
+    async fn work(&self, job: &Job, dry_run: bool) -> Ended {
+        let deadline = Deadline::after(job.limit, self.cut.clone());
+        let work = AssertUnwindSafe((job.work)(&self.app, &deadline, dry_run)).catch_unwind();
+        match deadline.run_with_grace(GRACE, work).await {
+            Ok(Ok(Ok(counts))) => Ended::Done(Ok(counts)),
+            _ if self.cut.is_cancelled() => Ended::Cut,
+            Ok(Ok(Err(error))) => Ended::Done(Err(error)),
+            Ok(Err(_)) => Ended::Done(Err(Error::internal("the job panicked"))),
+            Err(_) => {
+                let limit = job.limit.as_secs();
+                Ended::Done(Err(Error::unavailable(format!("it was not done within {limit} seconds"))))
+            }
+        }
+    }
+
+    /// Says that this holder lives; ends when it no longer holds the run, or can no longer say so.
+    async fn keep_beating(&self, run: &Run) {
+        let mut heard = Instant::now();
+        loop {
+            tokio::time::sleep(BEAT).await;
+            let said = Instant::now();
+            // Also while this daemon ends: the run is held until it is let go.
+            let deadline = Deadline::after(GIVE_UP.saturating_sub(heard.elapsed()), CancellationToken::new());
+            match run.beat(self.store(), &deadline).await {
+                Ok(true) => heard = said,
+                Ok(false) => return,
+                Err(_) if heard.elapsed() < GIVE_UP => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    async fn record(&self, job: &Job, run: &Run, result: Result<Counts>) -> (&'static str, Option<Run>) {
+        let result = match result {
+            Ok(counts) => serde_json::to_value(counts).map_err(|error| error.to_string()),
+            Err(error) => {
+                tracing::error!(job = job.name, run = run.run, error = %chain(&error), "a job failed");
+                Err(match error {
+                    Error::Internal(_) => {
+                        format!("internal error; the log of the daemon has its cause at {}", run.run)
+                    }
+                    other => other.to_string(),
+                })
+            }
+        };
+        let deadline = Deadline::after(GIVE_UP, self.cut.clone());
+        let finished = loop {
+            match run.finish(self.store(), &result, &deadline).await {
+                Ok(finished) => break finished,
+                Err(_) if !deadline.has_passed() => tokio::time::sleep(AGAIN).await,
+                Err(error) => {
+                    tracing::error!(job = job.name, run = run.run, error = %chain(&error), "the end of a run could not be recorded; it will be done again");
+                    return ("lost", None);
+                }
+            }
+        };
+        let Some(finished) = finished else {
+            tracing::warn!(job = job.name, run = run.run, "another daemon had taken it over before it ended");
+            return ("lost", None);
+        };
+        self.note_ended(job.name, &finished);
+        if result.is_ok() && job.pruned {
+            let pruned = claim::prune(self.store(), job.name, &self.patience()).await;
+            if let Err(error) = pruned {
+                tracing::warn!(job = job.name, error = %chain(&error), "old runs were not pruned");
+            }
+        }
+        (if result.is_ok() { "ok" } else { "failed" }, Some(finished))
+    }
+
+    async fn let_go(&self, job: &Job, run: &Run) {
+        let deadline = Deadline::after(LET_GO, CancellationToken::new());
+        match run.let_go(self.store(), &deadline).await {
+            Ok(()) => tracing::info!(job = job.name, run = run.run, "let go: this daemon ends"),
+            Err(error) => {
+                tracing::warn!(job = job.name, run = run.run, error = %chain(&error), "could not be let go; it is taken over later");
+            }
+        }
+    }
+}

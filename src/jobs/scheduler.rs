@@ -1,0 +1,278 @@
+//! What is due, once across daemons: looks at `job_runs`, claims, and hands over to the run.
+//!
+//! PostgreSQL's clock decides what is due, this daemon's monotonic clock when to look. Never holds a lock: a claim is a row.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::claim::{self, Claim, JobRun, Look, Run};
+use super::schedule::Schedule;
+use super::suspects::Suspects;
+use super::wakes::{Moment, Wakes};
+use super::{JOBS, Job};
+use crate::app::App;
+use crate::error::{Error, Result, chain};
+use crate::store::{Deadline, Store};
+use crate::values::RecordId;
+
+/// How often is looked when nothing is due: for runs whose holder died.
+const LOOK: Duration = Duration::from_secs(5);
+/// Between looks at the least.
+const LEAST: Duration = Duration::from_millis(5);
+/// After a look that failed.
+const AGAIN: Duration = Duration::from_secs(1);
+/// How long a statement may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long runs that were cut may take to be let go.
+const LAST_WORDS: Duration = Duration::from_millis(1500);
+/// How often a run that was asked for tries to begin, while another one of the job is going on.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// The jobs of one daemon.
+#[derive(Debug)]
+pub struct Jobs {
+    pub(super) app: Arc<App>,
+    /// This daemon, in the rows that it holds.
+    holder: String,
+    /// Where runs are spawned: the end of the daemon waits for them.
+    pub(super) running: TaskTracker,
+    /// Ends the runs.
+    pub(super) cut: CancellationToken,
+    ended: Mutex<BTreeMap<&'static str, LastRun>>,
+}
+
+/// The last run of a job that ended, as this daemon has seen it.
+#[derive(Clone, Debug)]
+pub struct LastRun {
+    /// The run.
+    pub run: JobRun,
+    /// When it was seen, and how long ago it had ended then.
+    seen: (Instant, Duration),
+}
+
+impl LastRun {
+    /// How long ago it ended.
+    pub fn age(&self) -> Duration {
+        let (at, age) = self.seen;
+        at.elapsed().saturating_add(age)
+    }
+}
+
+impl Jobs {
+    /// Begins nothing yet.
+    pub fn new(app: Arc<App>) -> Arc<Self> {
+        let host = nix::unistd::gethostname().unwrap_or_default();
+        let holder =
+            format!("{} {} {}", host.to_string_lossy(), std::process::id(), RecordId::generate().as_str());
+        Arc::new(Self {
+            app,
+            holder,
+            running: TaskTracker::new(),
+            cut: CancellationToken::new(),
+            ended: Mutex::default(),
+        })
+    }
+
+    /// Runs what is due until `drain`; then waits for what is running as long as `socket.drain` says, or until `abort`, and
+    /// lets go of the rest.
+    pub async fn run(self: &Arc<Self>, drain: &CancellationToken, abort: &CancellationToken) {
+        let ended = async {
+            self.keep_looking(drain).await;
+            self.running.close();
+            self.running.wait().await;
+        };
+        tokio::pin!(ended);
+        let limit = self.app.config.socket.drain.duration();
+        let over = async {
+            drain.cancelled().await;
+            tokio::select! {
+                () = tokio::time::sleep(limit) => {}
+                () = abort.cancelled() => {}
+            }
+        };
+        tokio::select! {
+            () = &mut ended => return,
+            () = over => {}
+        }
+        self.cut.cancel();
+        let _ = tokio::time::timeout(LAST_WORDS, ended).await;
+    }
+
+    /// Runs a job now, and waits for its end as long as `wait` says: what is answered may still be running. While the job is
+    /// running already, waits for that to end first.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a job that there is not, or that has no dry run; [`Error::Conflict`] when it is running all the
+    /// while.
+    pub async fn run_now(
+        self: &Arc<Self>,
+        name: &str,
+        dry_run: bool,
+        wait: Duration,
+        deadline: &Deadline,
+    ) -> Result<JobRun> {
+        let job = Job::find(name)?;
+        if dry_run && !job.has_dry_run {
+            return Err(Error::invalid("dry_run", format!("must be false: the job {name} has no dry run")));
+        }
+        let wait = deadline.within(wait);
+        let id = RecordId::generate();
+        let claim = Claim { run: id.as_str(), name: job.name, holder: &self.holder };
+        let mut suspects = Suspects::default();
+        let run = loop {
+            if self.running.is_closed() {
+                return Err(Error::unavailable("this daemon is ending; connect again"));
+            }
+            if let Some(run) = claim.asked(self.store(), dry_run, deadline).await? {
+                break run;
+            }
+            let look = claim::look(self.store(), &[job.name], deadline).await?;
+            if let Some(other) = look.running(job.name) {
+                self.take_over(job, &look, &mut suspects).await?;
+                if wait.has_passed() {
+                    return Err(Error::conflict(format!("the job {name} is running already: {}", other.run)));
+                }
+            }
+            // The end of the wait is noticed above.
+            let _ = wait.run(tokio::time::sleep(RETRY)).await;
+        };
+        let shown = run.clone().shown();
+        match wait.run(self.start(job, run)).await {
+            Ok(Ok(run)) => Ok(run),
+            _ => Ok(shown),
+        }
+    }
+
+    /// The last run of each job that ended, as far as this daemon has seen.
+    pub fn ended(&self) -> BTreeMap<&'static str, LastRun> {
+        self.ended_lock().clone()
+    }
+
+    /// Notes a run that has just ended.
+    pub(super) fn note_ended(&self, name: &'static str, run: &Run) {
+        if !run.dry_run {
+            let seen = (Instant::now(), Duration::ZERO);
+            self.ended_lock().insert(name, LastRun { run: run.clone().shown(), seen });
+        }
+    }
+
+    pub(super) fn store(&self) -> &Store {
+        self.app.records.store()
+    }
+
+    /// For statements that nobody waits for.
+    pub(super) fn patience(&self) -> Deadline {
+        Deadline::after(PATIENCE, self.cut.clone())
+    }
+
+    fn ended_lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, LastRun>> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn keep_looking(self: &Arc<Self>, drain: &CancellationToken) {
+        if drain.run_until_cancelled(self.app.opened()).await.is_none() {
+            return;
+        }
+        let wakes = Wakes::start().await;
+        let mut suspects = Suspects::default();
+        let mut failing = false;
+        while !drain.is_cancelled() {
+            let moment = Moment::now();
+            let next = match self.look(&mut suspects).await {
+                Ok(next) => {
+                    failing = false;
+                    next
+                }
+                Err(error) => {
+                    if !failing {
+                        tracing::error!(error = %chain(&error), "what is due cannot be found out");
+                    }
+                    failing = true;
+                    after(Instant::now(), AGAIN)
+                }
+            };
+            tokio::select! {
+                () = drain.cancelled() => {}
+                () = tokio::time::sleep_until(next.max(after(Instant::now(), LEAST))) => {}
+                () = jump(&wakes, moment) => tracing::info!("the clock jumped, or this host slept"),
+            }
+        }
+        wakes.stop().await;
+    }
+
+    /// Begins what is due, and goes on with what a dead holder left. Answers when to look again.
+    async fn look(self: &Arc<Self>, suspects: &mut Suspects) -> Result<Instant> {
+        let names: Vec<_> = JOBS.iter().map(|job| job.name).collect();
+        let look = claim::look(self.store(), &names, &self.patience()).await?;
+        let looked = Instant::now();
+        self.note(&look);
+        let config = &self.app.config.jobs;
+        let mut wait = LOOK;
+        for job in JOBS.iter().filter(|job| job.is_enabled(config)) {
+            let Some(status) = look.status(job.name) else { continue };
+            let schedule = Schedule::of((job.settings)(config));
+            let next = schedule.next(status.now).and_then(|next| (next - status.now).to_std().ok());
+            wait = next.map_or(wait, |next| next.min(wait));
+            if look.running(job.name).is_some() {
+                self.take_over(job, &look, suspects).await?;
+            } else if let Some(due) = schedule.due(status.last_due, status.now) {
+                let id = RecordId::generate();
+                let claim = Claim { run: id.as_str(), name: job.name, holder: &self.holder };
+                if let Some(run) = claim.due(self.store(), due, &self.patience()).await? {
+                    drop(self.start(job, run));
+                }
+            }
+        }
+        Ok(after(looked, wait))
+    }
+
+    /// Goes on with a run whose holder is dead or has let it go.
+    async fn take_over(
+        self: &Arc<Self>,
+        job: &'static Job,
+        look: &Look,
+        suspects: &mut Suspects,
+    ) -> Result<()> {
+        let (Some(run), Some(status)) = (look.running(job.name), look.status(job.name)) else {
+            return Ok(());
+        };
+        if suspects.is_dead(run, status.now)
+            && let Some(taken) = run.take_over(self.store(), &self.holder, &self.patience()).await?
+        {
+            tracing::warn!(job = job.name, run = taken.run, epoch = taken.epoch, "taken over");
+            drop(self.start(job, taken));
+        }
+        Ok(())
+    }
+
+    fn note(&self, look: &Look) {
+        let mut ended = self.ended_lock();
+        for job in &JOBS {
+            let (Some(run), Some(status)) = (look.ended(job.name), look.status(job.name)) else { continue };
+            let run = run.clone().shown();
+            let at = run.finished_at.map_or(status.now, |at| at.utc());
+            let age = (status.now - at).to_std().unwrap_or_default();
+            ended.insert(job.name, LastRun { run, seen: (Instant::now(), age) });
+        }
+    }
+}
+
+/// So long after a moment.
+fn after(moment: Instant, length: Duration) -> Instant {
+    moment.checked_add(length).unwrap_or(moment)
+}
+
+/// Ends when one of the clocks has jumped since a moment.
+async fn jump(wakes: &Wakes, moment: Moment) {
+    loop {
+        wakes.next().await;
+        if moment.jumped(Moment::now()) {
+            return;
+        }
+    }
+}
