@@ -24,6 +24,7 @@ const LAYERS: &[&[&str]] = &[
     &["cli"],
     &["daemon"],
     &["rpc"],
+    &["jobs"],
     &["app"],
     &["records"],
     &["audit"],

@@ -12,7 +12,7 @@ use super::exit::{Code, coded};
 use super::migrate::migrate;
 use super::output;
 use crate::config;
-use crate::keyring::kek;
+use crate::keyring::{SigningKey, kek};
 
 mod admin;
 mod place;
@@ -54,6 +54,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let setup = Setup { admin, place, changed: Cell::new(false) };
     setup.make_database()?;
     setup.make_key()?;
+    setup.make_signing_key()?;
     setup.make_login(APP, &setup.place.app_url, Place::for_daemon)?;
     setup.make_login(OWNER, &setup.place.owner_url, Place::for_root)?;
     setup.make_configuration()?;
@@ -146,6 +147,15 @@ impl Setup {
             );
         }
         self.place.create_for_daemon(&self.place.kek, kek::generate()?.as_bytes())?;
+        self.made(&shown)
+    }
+
+    fn make_signing_key(&self) -> anyhow::Result<()> {
+        let shown = format!("signing key {}", self.place.signing.display());
+        if self.place.signing.exists() {
+            return self.kept(&shown);
+        }
+        self.place.create_for_daemon(&self.place.signing, SigningKey::generate()?.as_bytes())?;
         self.made(&shown)
     }
 

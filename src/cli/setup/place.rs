@@ -19,6 +19,7 @@ pub(super) struct Place {
     pub(super) config: PathBuf,
     pub(super) settings: PathBuf,
     pub(super) kek: PathBuf,
+    pub(super) signing: PathBuf,
     pub(super) app_url: PathBuf,
     pub(super) owner_url: PathBuf,
 }
@@ -47,6 +48,7 @@ impl Place {
             config: etc.join("sidekeep.toml"),
             settings: etc.join("conf.d/10-setup.toml"),
             kek: etc.join("keys/kek"),
+            signing: etc.join("keys/signing"),
             app_url: etc.join("keys/database-url"),
             owner_url: etc.join("keys/owner-url"),
             root,
@@ -93,6 +95,7 @@ impl Place {
             "\n[keyring]\n# Without this file nothing that is sealed opens again.\nkey_files = [{}]\n",
             file(&self.kek)
         ));
+        text.push_str(&format!("\n[signing]\nkey_files = [{}]\n", file(&self.signing)));
         if !self.root.is_empty() {
             let socket = file(&PathBuf::from(format!("{}/run/sidekeep/sidekeep.sock", self.root)));
             text.push_str(&format!("\n[socket]\npath = {socket}\ngroup = \"\"\n"));
