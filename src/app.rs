@@ -233,10 +233,16 @@ fn open_records(
 ///
 /// # Errors
 /// As [`App::open`].
-pub async fn open_log(config: &Config, tracker: &TaskTracker) -> Result<Arc<Log>, OpenError> {
+pub async fn open_log(
+    config: &Config,
+    tracker: &TaskTracker,
+    end: &CancellationToken,
+) -> Result<Arc<Log>, OpenError> {
     let keyring = Arc::new(Keyring::new(config.deployment.name.as_str(), read_keks(config)?));
     let store = Arc::new(Store::new(&config.database, &config::database_url(config)?, tracker.clone())?);
-    let deadline = Deadline::after(config.limits.call_timeout.duration(), CancellationToken::new());
+    let (watched, watching) = (store.clone(), end.clone());
+    tracker.spawn(async move { watched.observe(watching).await });
+    let deadline = Deadline::after(config.limits.call_timeout.duration(), end.clone());
     keyring.check(&store, &deadline).await?;
     Ok(Arc::new(Log::reader(store, keyring, read_signers(config)?)))
 }

@@ -51,9 +51,9 @@ pub struct Shown {
     pub leaf_hash: String,
     /// Of "actor" and "subject", those who are erased.
     pub erased: Vec<&'static str>,
-    /// Whether the actor is erased.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub anonymized: bool,
+    /// True once the actor is erased; not there before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub anonymized: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -162,7 +162,7 @@ impl<'a> Opener<'a> {
             metadata: metadata.and_then(Json::trusted),
             leaf_hash: leaf.hex(),
             erased,
-            anonymized: actor_gone,
+            anonymized: actor_gone.then_some(true),
         })
     }
 

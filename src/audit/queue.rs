@@ -120,6 +120,13 @@ impl Queue {
         let state = Arc::new(AtomicU8::new(WAITING));
         let waiting = state.clone();
         let entering = async {
+            // Where there is room nothing is waited for: entries of one connection are asked for in their order.
+            if let (Ok(room), Ok(place)) =
+                (self.room.clone().try_acquire_many_owned(weight), stream.try_reserve())
+            {
+                place.send(Request::Append(Group { drafts, state, tries: 0, reply, _room: room }));
+                return Ok(());
+            }
             let room = self.room.clone().acquire_many_owned(weight).await.map_err(|_| full())?;
             let place = stream.reserve().await.map_err(|_| Error::unavailable("this daemon is ending"))?;
             place.send(Request::Append(Group { drafts, state, tries: 0, reply, _room: room }));

@@ -146,7 +146,7 @@ fn verify_log(global: &Global) -> anyhow::Result<()> {
     let loaded = config::load(global.config.as_deref()).map_err(|problem| coded(Code::Config, problem))?;
     let report = runtime()?.block_on(async {
         let (tracker, end) = (TaskTracker::new(), CancellationToken::new());
-        let log: Arc<Log> = app::open_log(&loaded.config, &tracker).await?;
+        let log: Arc<Log> = app::open_log(&loaded.config, &tracker, &end).await?;
         let watching = std::io::stderr().is_terminal() && !global.json;
         let bar = tracker.spawn(progress(log.clone(), watching, end.clone()));
         let report = log.verify_at_rest(Range::EVERYTHING, &Deadline::after(PATIENCE, end.clone())).await;

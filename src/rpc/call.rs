@@ -174,7 +174,11 @@ impl Calls {
         request: Request<'static>,
     ) -> impl Future<Output = Result<Box<RawValue>, ErrorObjectOwned>> + Send + 'static {
         let (calls, peer) = (self.clone(), peer.clone());
-        async move { calls.answer(&peer, &request.method, request.params.as_deref()).await }
+        // Tokio's budget would make the calls of one connection wait for one another in any order, though nothing keeps them;
+        // reading and writing the connection stays within it.
+        tokio::task::unconstrained(async move {
+            calls.answer(&peer, &request.method, request.params.as_deref()).await
+        })
     }
 
     async fn answer(

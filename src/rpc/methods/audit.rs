@@ -120,7 +120,7 @@ pub(super) fn add(methods: &mut Methods) {
                 "audit.tail",
                 "What comes next in each stream; waits a while where there is nothing. Each position is given once.",
                 (
-                    r#"{"action":"invoice.*","after":{"0":6},"wait":"1s"}"#,
+                    r#"{"action":"invoice.*","limit":10,"wait":"1s"}"#,
                     concat!(r#"{"items":["#, entry!(), r#"],"after":{"0":7}}"#),
                 ),
             )
@@ -141,17 +141,17 @@ struct Checkpoint {
 
 fn add_proofs(methods: &mut Methods) {
     methods.add(
-        About::log("audit.checkpoint", "The newest signed note over the heads log; makes the first.", ("{}", r#"{"checkpoint":"sidekeep/test\n1\nCsUYapGGPo4dkMgIAUqom/Xajj7h2fB2MPA3j2jxq2I=\n\n— sidekeep/test AAAA\n"}"#)),
+        About::extends("audit.checkpoint", "The newest signed note over the heads log; makes the first.", ("{}", r#"{"checkpoint":"sidekeep/test\n1\nCsUYapGGPo4dkMgIAUqom/Xajj7h2fB2MPA3j2jxq2I=\n\n— sidekeep/test AAAA\n"}"#)),
         |call, _: None| async move {
             Ok(Checkpoint { checkpoint: call.app.records.log().checkpoint(&call.by.deadline).await? })
         },
     );
     methods.add(
-        About::log(
+        About::extends(
             "audit.prove",
             "Proves that an entry is in the log under a signed checkpoint; makes one first for an entry younger than the last.",
             (
-                r#"{"stream":0,"position":0}"#,
+                r#"{"id":"e-1"}"#,
                 r#"{"canonical":"{}","stream":0,"position":0,"size":1,"path":[],"head":"{}","head_index":0,"heads_size":1,"heads_path":[],"checkpoint":"sidekeep/test\n1\n"}"#,
             ),
         ),
@@ -161,7 +161,7 @@ fn add_proofs(methods: &mut Methods) {
         About::log(
             "audit.consistency",
             "Proves that the heads log or a stream was only ever appended to (RFC 6962 §2.1.2).",
-            (r#"{"stream":0,"from_size":1}"#, r#"{"path":[]}"#),
+            (r#"{"from_size":1}"#, r#"{"path":[]}"#),
         ),
         |call, between: Between| async move {
             call.app.records.log().consistency(&between, &call.by.deadline).await

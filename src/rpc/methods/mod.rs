@@ -94,7 +94,7 @@ impl About {
         Self {
             name,
             summary,
-            errors: WRITE,
+            errors: READ,
             example,
             personal: false,
             stored: true,
@@ -105,13 +105,22 @@ impl About {
         }
     }
 
+    /// Of a method that may extend the heads log.
+    const fn extends(
+        name: &'static str,
+        summary: &'static str,
+        example: (&'static str, &'static str),
+    ) -> Self {
+        Self { errors: WRITE, writes: true, ..Self::log(name, summary, example) }
+    }
+
     /// Of a method that waits for the writers of the log.
     const fn queued(
         name: &'static str,
         summary: &'static str,
         example: (&'static str, &'static str),
     ) -> Self {
-        Self { queued: true, writes: true, ..Self::log(name, summary, example) }
+        Self { queued: true, ..Self::extends(name, summary, example) }
     }
 
     /// Of a method of the log that is entered in the log itself.

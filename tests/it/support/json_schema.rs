@@ -106,6 +106,12 @@ impl<'a> Schemas<'a> {
                     rule => self.problem(rule, member),
                 })
             }
+            "maxProperties" => {
+                fails(value.as_object().is_none_or(|object| object.len() as u64 <= rule.as_u64().unwrap()))
+            }
+            "propertyNames" => {
+                value.as_object()?.keys().find_map(|name| self.problem(rule, &Value::from(name.as_str())))
+            }
             "anyOf" => fails(rule.as_array().unwrap().iter().any(|part| self.problem(part, value).is_none())),
             "oneOf" => {
                 let fitting =
