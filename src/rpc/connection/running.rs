@@ -153,7 +153,11 @@ mod tests {
         let mut calls = Calls::default();
         let (senders, running): (Vec<_>, Vec<_>) = (0..20).map(|_| call()).unzip();
         running.into_iter().for_each(|call| calls.push(call));
-        poll_fn(|cx| Poll::Ready(calls.poll(cx, |answer| panic!("{answer:?}")))).await;
+        poll_fn(|cx| {
+            calls.poll(cx, |answer| panic!("{answer:?}"));
+            Poll::Ready(())
+        })
+        .await;
         for (number, sender) in senders.into_iter().enumerate().rev() {
             let task = tokio_util::task::TaskTracker::new()
                 .spawn(async move { sender.send(number.to_string()).unwrap() });
