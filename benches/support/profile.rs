@@ -9,6 +9,7 @@ use tokio_util::task::TaskTracker;
 use super::client::request;
 use super::load::{Load, Shape};
 use super::place::{Daemon, Place};
+use super::placement::OneCpu;
 use super::report::{Report, Target, Turns, microseconds, times};
 use crate::Extent;
 
@@ -32,11 +33,13 @@ pub(crate) fn get(report: &mut Report, place: &Place, daemon: &Daemon, extent: E
     let line = request("profile.get", &json!({ "user_id": USER }));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let (postgres, statement) = runtime.block_on(connect(&place.url()))?;
+    let held = OneCpu::hold(&[daemon.id(), place.postgres()])?;
     let mut turns = Turns::default();
     for _ in 0..extent.turns * 20 {
         turns.add(runtime.block_on(select(&postgres, &statement, CALLS))?, ours.times(&line, CALLS)?);
     }
-    report.section("profile.get");
+    drop(held);
+    report.section("profile.get, one connection, one call at a time, all on one CPU");
     report.figure("the same SELECT through tokio-postgres, prepared", &times(&mut turns.baseline));
     report.figure("profile.get", &times(&mut turns.ours));
     report.target("profile.get / SELECT", turns.ratio(), "", Target::AtMost(1.5));

@@ -8,6 +8,7 @@ use super::client::{Client, request};
 use super::echo::Echo;
 use super::load::{Load, Shape};
 use super::place::Daemon;
+use super::placement::OneCpu;
 use super::report::{Report, Target, Turns, median, times};
 use crate::Extent;
 
@@ -21,11 +22,13 @@ pub(crate) fn one_at_a_time(
     const CALLS: u32 = 200;
     let line = request("system.health", &Value::Null);
     let (mut baseline, mut ours) = (Client::connect(&echo.by_message)?, Client::connect(daemon.socket())?);
+    let held = OneCpu::hold(&[daemon.id(), echo.id()])?;
     let mut turns = Turns::default();
     for _ in 0..extent.turns * 20 {
         turns.add(baseline.times(&line, CALLS)?, ours.times(&line, CALLS)?);
     }
-    report.section("system.health, one connection, one call at a time");
+    drop(held);
+    report.section("system.health, one connection, one call at a time, all on one CPU");
     report.figure("bare echo of the request", &times(&mut turns.baseline));
     report.figure("system.health", &times(&mut turns.ours));
     report.target("system.health / echo", turns.ratio(), "", Target::AtMost(2.5));
