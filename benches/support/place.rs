@@ -59,6 +59,11 @@ impl Place {
         self.directory.path()
     }
 
+    /// The process id of PostgreSQL.
+    pub(crate) fn postgres(&self) -> u32 {
+        self.postgres.pid().unsigned_abs()
+    }
+
     /// The URL that the daemon has.
     pub(crate) fn url(&self) -> String {
         self.postgres.url(ROLE, DATABASE)
@@ -109,6 +114,10 @@ impl Place {
 impl Daemon {
     pub(crate) fn socket(&self) -> &Path {
         &self.socket
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.process.id()
     }
 
     pub(crate) fn connect(&self) -> anyhow::Result<Client> {

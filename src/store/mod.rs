@@ -4,6 +4,7 @@
 
 pub mod connect;
 pub mod deadline;
+mod fixed;
 pub mod migrations;
 mod pool;
 pub mod private;
@@ -15,6 +16,7 @@ pub mod watch;
 
 pub use deadline::Deadline;
 pub use diesel_async::AsyncPgConnection as Connection;
+pub use fixed::Fixed;
 pub use transact::Body;
 
 use std::sync::Arc;
