@@ -5,7 +5,7 @@
 //! a target that is missed makes the exit code 1.
 //!
 //! How it is fair: baseline and daemon are measured by the same client, in turns of milliseconds, so that whatever else the machine
-//! does meets both. A ratio is that of the medians over all turns. The baselines say of themselves what they do.
+//! does meets both. A ratio is the median of the ratios of the turns. The baselines say of themselves what they do.
 
 mod support;
 

@@ -98,6 +98,10 @@ impl Echo {
         }
         Ok(echo)
     }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.process.id()
+    }
 }
 
 impl Drop for Echo {

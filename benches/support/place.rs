@@ -59,6 +59,11 @@ impl Place {
         self.directory.path()
     }
 
+    /// The process id of PostgreSQL.
+    pub(crate) fn postgres(&self) -> u32 {
+        self.postgres.pid().unsigned_abs()
+    }
+
     /// The URL that the daemon has.
     pub(crate) fn url(&self) -> String {
         self.postgres.url(ROLE, DATABASE)
@@ -93,11 +98,13 @@ impl Place {
         command
     }
 
+    /// Records are measured without their access entries, which cost a group commit each.
     fn configuration(&self) -> String {
         let text = |path: &str| Value::from(self.path(path).to_string_lossy());
         format!(
             "[deployment]\nname = \"bench\"\n[socket]\npath = {}\ngroup = \"\"\n\
-             [database]\nurl = {}\nmigrate_url_file = {}\n[keyring]\nkey_files = [{}]\n",
+             [database]\nurl = {}\nmigrate_url_file = {}\n[keyring]\nkey_files = [{}]\n\
+             [audit]\naccess = \"none\"\n",
             text("sidekeep.sock"),
             Value::from(self.url()),
             text("owner-url"),
@@ -109,6 +116,10 @@ impl Place {
 impl Daemon {
     pub(crate) fn socket(&self) -> &Path {
         &self.socket
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.process.id()
     }
 
     pub(crate) fn connect(&self) -> anyhow::Result<Client> {

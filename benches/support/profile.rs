@@ -9,7 +9,8 @@ use tokio_util::task::TaskTracker;
 use super::client::request;
 use super::load::{Load, Shape};
 use super::place::{Daemon, Place};
-use super::report::{Report, Target, median, microseconds, times};
+use super::placement::OneCpu;
+use super::report::{Report, Target, Turns, microseconds, times};
 use crate::Extent;
 
 const USER: &str = "bench-profile";
@@ -32,16 +33,16 @@ pub(crate) fn get(report: &mut Report, place: &Place, daemon: &Daemon, extent: E
     let line = request("profile.get", &json!({ "user_id": USER }));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let (postgres, statement) = runtime.block_on(connect(&place.url()))?;
-    let (mut all_baseline, mut all_ours) = (Vec::new(), Vec::new());
+    let held = OneCpu::hold(&[daemon.id(), place.postgres()])?;
+    let mut turns = Turns::default();
     for _ in 0..extent.turns * 20 {
-        all_baseline.append(&mut runtime.block_on(select(&postgres, &statement, CALLS))?);
-        all_ours.append(&mut ours.times(&line, CALLS)?);
+        turns.add(runtime.block_on(select(&postgres, &statement, CALLS))?, ours.times(&line, CALLS)?);
     }
-    report.section("profile.get");
-    report.figure("the same SELECT through tokio-postgres, prepared", &times(&mut all_baseline));
-    report.figure("profile.get", &times(&mut all_ours));
-    let ratio = median(&mut all_ours) / median(&mut all_baseline);
-    report.target("profile.get / SELECT", ratio, "", Target::AtMost(1.5));
+    drop(held);
+    report.section("profile.get, one connection, one call at a time, all on one CPU");
+    report.figure("the same SELECT through tokio-postgres, prepared", &times(&mut turns.baseline));
+    report.figure("profile.get", &times(&mut turns.ours));
+    report.target("profile.get / SELECT", turns.ratio(), "", Target::AtMost(1.5));
 
     let load = Load::new()?;
     for depth in [1, 16] {

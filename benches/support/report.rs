@@ -61,6 +61,28 @@ pub(crate) fn microseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1e6
 }
 
+/// A baseline and ours, measured in turns.
+#[derive(Debug, Default)]
+pub(crate) struct Turns {
+    pub(crate) baseline: Vec<f64>,
+    pub(crate) ours: Vec<f64>,
+    ratios: Vec<f64>,
+}
+
+impl Turns {
+    /// Adds what was measured in one turn of each.
+    pub(crate) fn add(&mut self, mut baseline: Vec<f64>, mut ours: Vec<f64>) {
+        self.ratios.push(median(&mut ours) / median(&mut baseline));
+        self.baseline.append(&mut baseline);
+        self.ours.append(&mut ours);
+    }
+
+    /// How ours is to the baseline: the median over the turns, as a disturbance seldom meets two neighbours alike.
+    pub(crate) fn ratio(&mut self) -> f64 {
+        median(&mut self.ratios)
+    }
+}
+
 /// Median and 99th percentile of times in microseconds.
 pub(crate) fn times(figures: &mut [f64]) -> String {
     format!("median {:>8.1} us   p99 {:>8.1} us", median(figures), quantile(figures, 100))

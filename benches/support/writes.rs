@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::client::Client;
 use super::place::Daemon;
-use super::report::{Report, Target, median, microseconds, times};
+use super::report::{Report, Target, Turns, microseconds, times};
 use crate::Extent;
 
 /// Messages of a short and of a long conversation.
@@ -53,16 +53,16 @@ pub(crate) fn all(report: &mut Report, daemon: &Daemon, extent: Extent) -> anyho
 /// In turns: one message to a conversation of about ten, one to another of ten thousand.
 fn append(report: &mut Report, client: &mut Client, extent: Extent) -> anyhow::Result<()> {
     let long = conversation(client, LONG)?;
-    let (mut at_short, mut at_long) = (Vec::new(), Vec::new());
+    let mut turns = Turns::default();
     for _ in 0..extent.turns * 10 {
         let short = conversation(client, SHORT)?;
-        at_short.push(microseconds(client.timed("conversation.append", &one(&short))?.0));
-        at_long.push(microseconds(client.timed("conversation.append", &one(&long))?.0));
+        let at_short = microseconds(client.timed("conversation.append", &one(&short))?.0);
+        let at_long = microseconds(client.timed("conversation.append", &one(&long))?.0);
+        turns.add(vec![at_short], vec![at_long]);
     }
-    report.figure("conversation.append at 10 messages", &times(&mut at_short));
-    report.figure("conversation.append at 10,000 messages", &times(&mut at_long));
-    let ratio = median(&mut at_long) / median(&mut at_short);
-    report.target("conversation.append, 10,000 / 10", ratio, "", Target::AtMost(1.5));
+    report.figure("conversation.append at 10 messages", &times(&mut turns.baseline));
+    report.figure("conversation.append at 10,000 messages", &times(&mut turns.ours));
+    report.target("conversation.append, 10,000 / 10", turns.ratio(), "", Target::AtMost(1.5));
     Ok(())
 }
 

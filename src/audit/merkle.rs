@@ -298,6 +298,7 @@ pub fn is_consistent(old: (u64, Hash), new: (u64, Hash), path: &[Hash]) -> bool 
 }
 
 #[cfg(test)]
+#[allow(clippy::as_conversions, reason = "small numbers")]
 mod tests {
     use std::collections::HashMap;
 

@@ -389,7 +389,6 @@ impl Stream {
         }
     }
 
-    #[expect(clippy::type_complexity, reason = "what is left of the old stream under the new epoch")]
     async fn fence(
         &self,
         store: &Store,

@@ -143,7 +143,7 @@ impl Log {
                         .filter(|head| head.stream == stream.stream)
                         .map(|head| (head.size, head))
                         .collect();
-                    self.verify_stream(connection, stream, &at, range, &mut findings).await?;
+                    self.verify_stream(connection, (stream, &at), range, &mut findings).await?;
                 }
                 if whole {
                     verify_strangers(connection, &streams, &mut findings).await?;
@@ -189,8 +189,7 @@ impl Log {
     async fn verify_stream(
         &self,
         connection: &mut Connection,
-        stream: &StreamRow,
-        heads: &HashMap<i64, &HeadRow>,
+        (stream, heads): (&StreamRow, &HashMap<i64, &HeadRow>),
         range: Range,
         findings: &mut Findings,
     ) -> Result<()> {

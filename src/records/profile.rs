@@ -14,8 +14,8 @@ use crate::audit::{By, SUBJECT};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use crate::keyring::{Person, Subject};
-use crate::store::Connection;
 use crate::store::schema::{subjects, user_profiles};
+use crate::store::{Connection, Fixed};
 use crate::values::{Json, ShortText, UserId};
 
 const TABLE: &str = "user_profiles";
@@ -177,7 +177,7 @@ impl Records {
                     .inner_join(user_profiles::table)
                     .filter(subjects::user_id.eq(user_id.as_str()))
                     .select((Person::as_select(), Stored::as_select()));
-                Ok(row.first(connection).await.optional()?)
+                Ok(Fixed(row).get_result(connection).await.optional()?)
             })
             .await?;
         by.about("profile", SUBJECT);

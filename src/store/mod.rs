@@ -5,6 +5,7 @@
 pub mod connect;
 pub mod deadline;
 mod dedicated;
+mod fixed;
 pub mod migrations;
 mod pool;
 pub mod private;
@@ -17,6 +18,7 @@ pub mod watch;
 pub use deadline::Deadline;
 pub use dedicated::Dedicated;
 pub use diesel_async::AsyncPgConnection as Connection;
+pub use fixed::Fixed;
 pub use transact::Body;
 
 use std::sync::Arc;

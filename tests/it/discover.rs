@@ -143,7 +143,8 @@ fn it_is_an_openrpc_document() {
 }
 
 fn writes(name: &str) -> bool {
-    const OTHERS: [&str; 5] = ["audit.append", "audit.append_many", "audit.checkpoint", "audit.prove", "job.run"];
+    const OTHERS: [&str; 5] =
+        ["audit.append", "audit.append_many", "audit.checkpoint", "audit.prove", "job.run"];
     OTHERS.contains(&name) || writes_records(name)
 }
 

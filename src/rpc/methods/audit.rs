@@ -58,33 +58,8 @@ macro_rules! entry {
 }
 
 pub(super) fn add(methods: &mut Methods) {
+    add_appends(methods);
     add_proofs(methods);
-    methods.add(
-        About::queued(
-            "audit.append",
-            "Appends an entry to the audit log; the answer comes after the commit.",
-            (
-                r#"{"id":"e-1","action":"invoice.read","user_id":"user:bob","subject_user_id":"user:alice","resource_type":"invoice","resource_id":"inv-1","outcome":"success","ip_address":"203.0.113.7","labels":{"region":"eu"},"metadata":{"fields":["total"]}}"#,
-                APPENDED,
-            ),
-        ),
-        |call, given: Append| async move { append(&call, given).await },
-    );
-    methods.add(
-        About::queued(
-            "audit.append_many",
-            "Appends up to 1000 entries, all or none, one after another.",
-            (
-                r#"{"entries":[{"id":"e-1","action":"invoice.read"}]}"#,
-                concat!(
-                    r#"{"items":["#,
-                    r#"{"id":"e-1","stream":0,"position":7,"recorded_at":"2026-11-20T19:55:00.000000Z"}"#,
-                    "]}"
-                ),
-            ),
-        ),
-        |call, many: Many| async move { append_many(&call, many).await },
-    );
     methods.add(
         About {
             personal: true,
@@ -137,6 +112,35 @@ pub(super) fn add(methods: &mut Methods) {
 struct Checkpoint {
     /// The newest signed note (C2SP tlog-checkpoint).
     checkpoint: String,
+}
+
+fn add_appends(methods: &mut Methods) {
+    methods.add(
+        About::queued(
+            "audit.append",
+            "Appends an entry to the audit log; the answer comes after the commit.",
+            (
+                r#"{"id":"e-1","action":"invoice.read","user_id":"user:bob","subject_user_id":"user:alice","resource_type":"invoice","resource_id":"inv-1","outcome":"success","ip_address":"203.0.113.7","labels":{"region":"eu"},"metadata":{"fields":["total"]}}"#,
+                APPENDED,
+            ),
+        ),
+        |call, given: Append| async move { append(&call, given).await },
+    );
+    methods.add(
+        About::queued(
+            "audit.append_many",
+            "Appends up to 1000 entries, all or none, one after another.",
+            (
+                r#"{"entries":[{"id":"e-1","action":"invoice.read"}]}"#,
+                concat!(
+                    r#"{"items":["#,
+                    r#"{"id":"e-1","stream":0,"position":7,"recorded_at":"2026-11-20T19:55:00.000000Z"}"#,
+                    "]}"
+                ),
+            ),
+        ),
+        |call, many: Many| async move { append_many(&call, many).await },
+    );
 }
 
 fn add_proofs(methods: &mut Methods) {
