@@ -192,6 +192,9 @@ impl Serving {
             }
         }
         let aborted = self.shutdown.abort.is_cancelled();
+        if !aborted {
+            self.calls.enter_refusals().await;
+        }
         self.shutdown.drain.cancel();
         self.shutdown.abort.cancel();
         match failure {

@@ -29,6 +29,8 @@ pub struct By {
     pub ip_address: Option<ShortText>,
     /// The program that the person uses.
     pub user_agent: Option<ShortText>,
+    /// How often the peer was refused, where it was.
+    pub refused: Option<u64>,
     /// Whether a change stages its entry.
     pub stages: bool,
     noted: Mutex<Noted>,
@@ -56,6 +58,7 @@ impl By {
             request_id: None,
             ip_address: None,
             user_agent: None,
+            refused: None,
             stages: true,
             noted: Mutex::default(),
         }
@@ -100,6 +103,7 @@ impl By {
             vec![("sidekeep.uid", self.uid.to_string()), ("sidekeep.method", self.method.to_owned())];
         own.extend(self.purpose.as_ref().map(|purpose| ("purpose", purpose.as_str().to_owned())));
         own.extend(self.request_id.as_ref().map(|id| ("request_id", id.as_str().to_owned())));
+        own.extend(self.refused.map(|count| ("sidekeep.count", count.to_string())));
         own.extend(noted.digest.map(|digest| ("sidekeep.row_sha256", digest)));
         let (kind, id) = noted.resource.unzip();
         let given = Append {

@@ -121,6 +121,22 @@ impl Log {
         self.queue.append(by.connection, vec![by.draft(outcome)?], deadline).await.map(drop)
     }
 
+    /// Enters that a peer was refused so often.
+    ///
+    /// # Errors
+    /// As [`Log::append`].
+    pub async fn enter_refusals(
+        &self,
+        uid: u32,
+        method: &'static str,
+        count: u64,
+        deadline: &Deadline,
+    ) -> Result<()> {
+        let mut by = By::new(deadline.clone(), 0, method, uid);
+        by.refused = Some(count);
+        self.note(&by, Outcome::Denied, deadline).await
+    }
+
     /// Stages the access entry of a call in the transaction of its change.
     ///
     /// # Errors

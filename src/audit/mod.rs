@@ -14,12 +14,14 @@ mod people;
 pub mod prove;
 mod queue;
 pub mod read;
+mod refused;
 mod repeat;
 pub mod row;
 pub mod staged;
 mod stream;
 mod tree;
 pub mod verify;
+mod work;
 mod writer;
 
 pub use by::By;

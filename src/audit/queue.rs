@@ -19,7 +19,7 @@ const REQUESTS: usize = 8192;
 const BYTES: usize = 24 << 20;
 
 const WAITING: u8 = 0;
-const TAKEN: u8 = 1;
+const SENT: u8 = 1;
 const WITHDRAWN: u8 = 2;
 
 /// Where an entry is in the log.
@@ -56,9 +56,19 @@ pub enum Request {
 }
 
 impl Group {
-    /// Begins with it: from now on its caller cannot take it back. False when the caller has.
-    pub fn take(&self) -> bool {
-        self.state.compare_exchange(WAITING, TAKEN, Ordering::AcqRel, Ordering::Acquire) != Err(WITHDRAWN)
+    /// Sends it: from now on its caller cannot take it back. False when the caller has.
+    pub fn send(&self) -> bool {
+        self.state.compare_exchange(WAITING, SENT, Ordering::AcqRel, Ordering::Acquire) != Err(WITHDRAWN)
+    }
+
+    /// Nothing of it is in the log: its caller may take it back again.
+    pub fn not_sent(&self) {
+        let _ = self.state.compare_exchange(SENT, WAITING, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    /// Whether the caller has taken it back.
+    pub fn is_withdrawn(&self) -> bool {
+        self.state.load(Ordering::Acquire) == WITHDRAWN
     }
 
     /// Whether the caller has gone: it was told that the outcome is not known.

@@ -5,13 +5,13 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::time::Instant;
-use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Row, Statement};
 
 use super::columns::Columns;
 use super::entry::{Entry, FORMAT};
 use super::merkle::{Frontier, Hash};
+use super::refused::{Refused, away, late, refusal};
 use crate::error::{Error, Result};
 use crate::keyring::Deployment;
 use crate::store::{Deadline, Dedicated, Store};
@@ -73,27 +73,6 @@ pub struct Sealed {
 
 /// Somebody whom a batch refers to: it is written only while the row is the same.
 pub(super) type Referred = (i64, Vec<u8>);
-
-/// Why a batch was not appended. Nothing of it is in the log, unless it is `Unknown`.
-#[derive(Debug)]
-pub(super) enum Refused {
-    /// The lease is lost, or the head is not what this daemon believed.
-    Lost,
-    /// A person is gone, or has another key.
-    StalePeople,
-    /// This daemon's idea of the time is more than a minute off PostgreSQL's.
-    Clock,
-    /// An id is there already.
-    Duplicate,
-    /// A staged entry was taken by somebody else.
-    Unmatched,
-    /// There is no partition for this month.
-    NoMonth,
-    /// PostgreSQL refuses the data.
-    Data(String),
-    /// The answer did not arrive: only the fence tells.
-    Unknown,
-}
 
 /// A leased stream and the connection that appends to it.
 #[derive(Debug)]
@@ -457,33 +436,4 @@ pub(super) fn head_parts(name: &str, stream: i32, epoch: i64, size: u64, root: H
         numbers: [i64::from(stream).to_be_bytes(), epoch.to_be_bytes(), size.to_be_bytes()],
         root,
     }
-}
-
-fn refusal(error: &tokio_postgres::Error) -> Refused {
-    match error.code() {
-        Some(code) if *code == SqlState::UNIQUE_VIOLATION => Refused::Duplicate,
-        Some(code) if *code == SqlState::DIVISION_BY_ZERO => Refused::Unmatched,
-        // "no partition of relation found for row" is a check violation of the parent.
-        Some(code)
-            if *code == SqlState::CHECK_VIOLATION
-                && error.as_db_error().is_some_and(|e| e.constraint().is_none()) =>
-        {
-            Refused::NoMonth
-        }
-        // The server ended the session: whether before or after the commit, it does not say.
-        Some(code) if code.code().starts_with("57") || code.code().starts_with("08") => Refused::Unknown,
-        Some(code) => Refused::Data(code.code().to_owned()),
-        None => Refused::Unknown,
-    }
-}
-
-fn away(error: tokio_postgres::Error) -> Error {
-    match error.code() {
-        Some(code) => Error::internal(format!("{}: {error}", code.code())),
-        None => Error::unavailable("the connection to PostgreSQL was lost"),
-    }
-}
-
-fn late() -> Error {
-    Error::unavailable("PostgreSQL did not answer in time")
 }

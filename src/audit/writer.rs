@@ -1,6 +1,6 @@
 //! Group commit: whatever arrived while the last batch was committing is the next one. There is no timer to wait for.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,11 +12,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::draft::Draft;
 use super::people::People;
-use super::queue::{Group, Receipt, Request};
+use super::queue::Request;
+use super::refused::Refused;
 use super::repeat;
 use super::row::Stored;
 use super::staged;
-use super::stream::{Refused, Sealed, Sent, Settled, Stream};
+use super::stream::{Sealed, Sent, Settled, Stream};
+use super::work::{Work, answer, distinct, one_try_less, refuse, still_wanted};
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::keyring::Keyring;
@@ -29,10 +31,10 @@ const BATCH: usize = 1000;
 const STEP: Duration = Duration::from_secs(10);
 /// How often the lease is renewed, and the table of staged entries looked through.
 const BEAT: Duration = Duration::from_secs(3);
+/// How long the end of the daemon waits for what is left.
+const FAREWELL: Duration = Duration::from_secs(2);
 /// Between attempts while PostgreSQL is away.
 const PAUSE: Duration = Duration::from_millis(100);
-/// How often a batch is prepared anew because persons changed under it.
-const TRIES: usize = 8;
 
 /// One writer: it has at most one stream at a time.
 #[derive(Debug)]
@@ -58,8 +60,21 @@ impl Writer {
         Self { store, keyring, requests, idempotency, end, people: People::default(), stream: None }
     }
 
-    /// Writes until the end, and then what is left in the queue.
-    pub async fn run(mut self) {
+    /// Writes until the end, and then for a little while what is left in the queue.
+    pub async fn run(self) {
+        let end = self.end.clone();
+        let farewell = async {
+            end.cancelled().await;
+            tokio::time::sleep(FAREWELL).await;
+        };
+        tokio::select! {
+            () = self.work() => {}
+            // A server that stands still does not keep the daemon from ending. Who still waits hears that the outcome is unknown.
+            () = farewell => {}
+        }
+    }
+
+    async fn work(mut self) {
         let mut beat = tokio::time::interval(BEAT);
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let end = self.end.clone();
@@ -169,6 +184,11 @@ impl Writer {
         let (Some(stream), Ok(own)) = (self.stream.as_mut(), self.keyring.own()) else {
             return Err((Error::unavailable("no stream"), batch));
         };
+        // From here on a caller that gives up is told that the outcome is not known.
+        if !batch.iter().all(Work::send) {
+            batch.iter().for_each(Work::not_sent);
+            return Ok(still_wanted(batch));
+        }
         metrics::histogram!("sidekeep_audit_batch_entries")
             .record(f64::from(u32::try_from(sealed.len()).unwrap_or(u32::MAX)));
         match stream.append(own, &mut sealed, &referred, &deadline).await {
@@ -210,6 +230,9 @@ impl Writer {
     ) -> Result<Vec<Work>, (Error, Vec<Work>)> {
         tracing::debug!(?refused, entries = sealed.len(), "a batch was not appended");
         metrics::counter!("sidekeep_audit_refused_batches_total").increment(1);
+        if !matches!(refused, Refused::Unknown) {
+            batch.iter().for_each(Work::not_sent);
+        }
         match refused {
             Refused::Unknown => return Ok(self.settle(sent, batch, &sealed).await),
             Refused::Lost => self.stream = None,
@@ -233,6 +256,13 @@ impl Writer {
             }
             Refused::Unmatched => return self.still_staged(batch).await,
             Refused::Duplicate => return self.known_ids(batch).await,
+            Refused::Unwritable(why) => {
+                tracing::warn!(why, "PostgreSQL takes no entries at present");
+                refuse(batch, || {
+                    Error::unavailable(format!("PostgreSQL takes no entries at present: {why}"))
+                });
+                return Ok(Vec::new());
+            }
             Refused::Data(code) => return Ok(self.halve(batch, &code).await),
         }
         Ok(batch)
@@ -251,6 +281,7 @@ impl Writer {
                         answer(batch, sealed);
                         return Vec::new();
                     }
+                    batch.iter().for_each(Work::not_sent);
                     return still_wanted(batch);
                 }
                 Err((error, old)) => {
@@ -364,120 +395,4 @@ impl Writer {
         }
         Vec::new()
     }
-}
-
-/// A request that was begun with.
-#[derive(Debug)]
-pub(super) enum Work {
-    /// A caller waits for it.
-    Append(Group),
-    /// It is durable already, and waits for its place.
-    Staged(Box<Sealed>),
-}
-
-impl Work {
-    fn begin(request: Request) -> Option<Self> {
-        match request {
-            Request::Append(group) => group.take().then_some(Self::Append(group)),
-            Request::Staged(sealed) => Some(Self::Staged(sealed)),
-        }
-    }
-
-    fn len(&self) -> usize {
-        match self {
-            Self::Append(group) => group.drafts.len(),
-            Self::Staged(_) => 1,
-        }
-    }
-
-    fn drafts(&self) -> impl Iterator<Item = &Draft> {
-        match self {
-            Self::Append(group) => group.drafts.as_slice(),
-            Self::Staged(_) => &[],
-        }
-        .iter()
-    }
-
-    fn is_repeatable(&self) -> bool {
-        self.drafts().any(|draft| draft.given_id)
-    }
-
-    fn ids(&self) -> impl Iterator<Item = &str> {
-        let staged = match self {
-            Self::Staged(sealed) => Some(sealed.entry.id.as_str()),
-            Self::Append(_) => None,
-        };
-        self.drafts().map(|draft| draft.entry.id.as_str()).chain(staged)
-    }
-
-    fn number(&self) -> Option<i64> {
-        match self {
-            Self::Staged(sealed) => sealed.staged,
-            Self::Append(_) => None,
-        }
-    }
-}
-
-/// Takes from the front as long as no id comes twice: the second of an id is compared with the first once that is written.
-fn distinct(waiting: &mut VecDeque<Work>) -> Vec<Work> {
-    let mut ids = HashSet::new();
-    let mut batch = Vec::new();
-    while let Some(work) = waiting.pop_front() {
-        if work.ids().any(|id| ids.contains(id)) {
-            waiting.push_front(work);
-            break;
-        }
-        ids.extend(work.ids().map(str::to_owned));
-        batch.push(work);
-    }
-    batch
-}
-
-fn answer(batch: Vec<Work>, sealed: &[Sealed]) {
-    let mut entries = sealed.iter();
-    for work in batch {
-        let count = work.len();
-        let receipts = entries.by_ref().take(count).map(|sealed| Receipt {
-            id: sealed.entry.id.clone(),
-            stream: sealed.entry.stream,
-            position: sealed.entry.position,
-            recorded_at: sealed.entry.recorded_at.into(),
-        });
-        let receipts: Vec<Receipt> = receipts.collect();
-        if let Work::Append(group) = work {
-            group.answer(Ok(receipts));
-        }
-    }
-}
-
-fn refuse(batch: Vec<Work>, error: impl Fn() -> Error) {
-    for work in batch {
-        if let Work::Append(group) = work {
-            group.answer(Err(error()));
-        }
-    }
-}
-
-/// Leaves out those whose callers have gone: nothing of them is in the log.
-fn still_wanted(batch: Vec<Work>) -> Vec<Work> {
-    batch.into_iter().filter(|work| !matches!(work, Work::Append(group) if group.is_abandoned())).collect()
-}
-
-fn one_try_less(batch: Vec<Work>) -> Vec<Work> {
-    let mut left = Vec::with_capacity(batch.len());
-    for work in batch {
-        match work {
-            Work::Append(mut group) => {
-                if group.tried() > TRIES {
-                    group.answer(Err(Error::unavailable(
-                        "the persons of this entry are created and erased again and again",
-                    )));
-                } else {
-                    left.push(Work::Append(group));
-                }
-            }
-            staged => left.push(staged),
-        }
-    }
-    left
 }

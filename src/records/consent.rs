@@ -11,8 +11,8 @@ use diesel_async::RunQueryDsl;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Records;
 use super::row::Row;
+use super::{Records, Taken};
 use crate::audit::By;
 use crate::audit::merkle::Hash;
 use crate::clock::Timestamp;
@@ -279,7 +279,8 @@ impl Records {
     pub async fn record_consent(&self, by: &By, record: Record) -> Result<Consent> {
         self.check_size("metadata", record.metadata.as_ref())?;
         let id = record.id.clone().unwrap_or_else(RecordId::generate);
-        self.write(by, "consent.record", &record.user_id, async |tx, subject| {
+        let taken = record.id.as_ref().map(Taken::Consent);
+        self.write(by, &record.user_id, taken, async |tx, subject| {
             if record.granted {
                 subject.unrestricted()?;
             }

@@ -19,9 +19,9 @@ use crate::audit::{By, Log, Staged, UnknownActor};
 use crate::config::Limits;
 use crate::error::{Error, Result};
 use crate::keyring::{Keyring, Person, Subject};
-use crate::store::schema::subjects;
+use crate::store::schema::{consent_records, conversations, subjects};
 use crate::store::{Connection, Store};
-use crate::values::{Json, UserId};
+use crate::values::{Json, RecordId, UserId};
 
 /// How often a write is begun anew because its person was created or erased meanwhile.
 const TRIES: usize = 4;
@@ -51,6 +51,13 @@ where
     type Running = R;
 }
 
+/// An id that the caller chose, and what it must not be taken by.
+#[derive(Clone, Copy, Debug)]
+enum Taken<'a> {
+    Consent(&'a RecordId),
+    Conversation(&'a RecordId),
+}
+
 impl Records {
     /// The records in this store, under these keys, each change with its entry in this log.
     pub fn new(store: Arc<Store>, keyring: Arc<Keyring>, log: Arc<Log>, limits: Limits) -> Self {
@@ -72,36 +79,52 @@ impl Records {
         &self.keyring
     }
 
-    /// Writes about a person, who is created where nobody has this user id yet.
-    async fn write<T, F>(&self, by: &By, name: &'static str, user_id: &UserId, body: F) -> Result<T>
+    /// Writes about a person, who is created where nobody has this user id yet; unless `taken` refuses first, since a
+    /// refusal creates nobody.
+    async fn write<T, F>(&self, by: &By, user_id: &UserId, taken: Option<Taken<'_>>, body: F) -> Result<T>
     where
         F: for<'c> Write<'c, T> + Send + Sync,
         T: Send,
     {
         for _ in 0..TRIES {
-            if let Some(output) = self.write_known(by, name, user_id, &body).await? {
+            if let Some(output) = self.write_known(by, user_id, &body).await? {
                 return Ok(output);
+            }
+            if let Some(taken) = taken {
+                self.refuse_taken(by, taken).await?;
             }
             self.keyring.create(&self.store, &by.deadline, &[user_id]).await?;
         }
         Err(Error::unavailable("the person is created and erased again and again"))
     }
 
+    /// An unknown person has no records yet: whatever stands under the id is somebody else's.
+    async fn refuse_taken(&self, by: &By, taken: Taken<'_>) -> Result<()> {
+        let found: i64 = self
+            .store
+            .single(&by.deadline, "records.taken", async |connection| {
+                Ok(match taken {
+                    Taken::Consent(id) => {
+                        consent_records::table.find(id.as_str()).count().get_result(connection).await?
+                    }
+                    Taken::Conversation(id) => {
+                        conversations::table.find(id.as_str()).count().get_result(connection).await?
+                    }
+                })
+            })
+            .await?;
+        if found > 0 { Err(Error::conflict("another record has this id")) } else { Ok(()) }
+    }
+
     /// Writes about a person, or answers nothing where nobody has this user id.
-    async fn write_known<T, F>(
-        &self,
-        by: &By,
-        name: &'static str,
-        user_id: &UserId,
-        body: &F,
-    ) -> Result<Option<T>>
+    async fn write_known<T, F>(&self, by: &By, user_id: &UserId, body: &F) -> Result<Option<T>>
     where
         F: for<'c> Write<'c, T> + Send + Sync,
         T: Send,
     {
         self.entered(by, async || {
             self.store
-                .transact(&by.deadline, name, async |tx| {
+                .transact(&by.deadline, by.method, async |tx| {
                     let Some(person) = Person::share(tx, user_id).await? else { return Ok(None) };
                     let subject = self.keyring.open(person)?;
                     by.concerns(&subject.user_id);

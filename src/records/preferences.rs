@@ -102,7 +102,7 @@ impl Records {
     /// [`Error::TooLarge`].
     pub async fn set_preferences(&self, by: &By, set: Set) -> Result<Preferences> {
         self.check_size("preferences", Some(&set.preferences))?;
-        self.write(by, "preferences.set", &set.user_id, async |tx, subject| {
+        self.write(by, &set.user_id, None, async |tx, subject| {
             by.about("preferences", SUBJECT);
             subject.unrestricted()?;
             let sealed = Row::new(subject, TABLE, subject.id).seal(COLUMN, set.preferences.as_str())?;
@@ -131,32 +131,26 @@ impl Records {
     /// [`Error::NotFound`], [`Error::Conflict`] when the version is not the expected one, [`Error::TooLarge`].
     pub async fn update_preferences(&self, by: &By, update: Update) -> Result<Preferences> {
         let changed = self
-            .write_known(
-                by,
-                "preferences.update",
-                &update.user_id,
-                &async |tx: &mut Connection, subject: &Subject| {
-                    by.about("preferences", SUBJECT);
-                    subject.unrestricted()?;
-                    let row =
-                        user_preferences::table.find(subject.id).select(Stored::as_select()).for_update();
-                    let stored: Option<Stored> = row.first(tx).await.optional()?;
-                    let stored = stored.ok_or(Error::NotFound { what: "preferences" })?;
-                    expect_version(update.expected_version, stored.version)?;
-                    let merged = Json::merge(Some(&stored.open(subject)?.preferences), &update.changes);
-                    self.check_size("preferences", Some(&merged))?;
-                    let sealed = Row::new(subject, TABLE, subject.id).seal(COLUMN, merged.as_str())?;
-                    let stored: Stored = diesel::update(user_preferences::table.find(subject.id))
-                        .set((
-                            user_preferences::preferences_sealed.eq(sealed),
-                            user_preferences::version.eq(user_preferences::version + 1),
-                        ))
-                        .returning(Stored::as_returning())
-                        .get_result(tx)
-                        .await?;
-                    stored.open(subject)
-                },
-            )
+            .write_known(by, &update.user_id, &async |tx: &mut Connection, subject: &Subject| {
+                by.about("preferences", SUBJECT);
+                subject.unrestricted()?;
+                let row = user_preferences::table.find(subject.id).select(Stored::as_select()).for_update();
+                let stored: Option<Stored> = row.first(tx).await.optional()?;
+                let stored = stored.ok_or(Error::NotFound { what: "preferences" })?;
+                expect_version(update.expected_version, stored.version)?;
+                let merged = Json::merge(Some(&stored.open(subject)?.preferences), &update.changes);
+                self.check_size("preferences", Some(&merged))?;
+                let sealed = Row::new(subject, TABLE, subject.id).seal(COLUMN, merged.as_str())?;
+                let stored: Stored = diesel::update(user_preferences::table.find(subject.id))
+                    .set((
+                        user_preferences::preferences_sealed.eq(sealed),
+                        user_preferences::version.eq(user_preferences::version + 1),
+                    ))
+                    .returning(Stored::as_returning())
+                    .get_result(tx)
+                    .await?;
+                stored.open(subject)
+            })
             .await?;
         changed.ok_or(Error::NotFound { what: "preferences" })
     }
@@ -167,16 +161,11 @@ impl Records {
     /// The store's.
     pub async fn delete_preferences(&self, by: &By, user_id: &UserId) -> Result<Deleted> {
         let rows = self
-            .write_known(
-                by,
-                "preferences.delete",
-                user_id,
-                &async |tx: &mut Connection, subject: &Subject| {
-                    by.about("preferences", SUBJECT);
-                    subject.unrestricted()?;
-                    Ok(diesel::delete(user_preferences::table.find(subject.id)).execute(tx).await?)
-                },
-            )
+            .write_known(by, user_id, &async |tx: &mut Connection, subject: &Subject| {
+                by.about("preferences", SUBJECT);
+                subject.unrestricted()?;
+                Ok(diesel::delete(user_preferences::table.find(subject.id)).execute(tx).await?)
+            })
             .await?;
         Ok(Deleted { deleted: rows.is_some_and(|rows| rows > 0) })
     }

@@ -138,7 +138,7 @@ impl Records {
     /// [`Error::Conflict`] when there is one.
     pub async fn create_profile(&self, by: &By, create: Create) -> Result<Profile> {
         self.check_size("metadata", create.metadata.as_ref())?;
-        self.write(by, "profile.create", &create.user_id, async |tx, subject| {
+        self.write(by, &create.user_id, None, async |tx, subject| {
             by.about("profile", SUBJECT);
             subject.unrestricted()?;
             let row = Row::new(subject, TABLE, subject.id);
@@ -191,19 +191,14 @@ impl Records {
     /// [`Error::NotFound`], or [`Error::Conflict`] when the version is not the expected one.
     pub async fn update_profile(&self, by: &By, update: Update) -> Result<Profile> {
         let changed = self
-            .write_known(
-                by,
-                "profile.update",
-                &update.user_id,
-                &async |tx: &mut Connection, subject: &Subject| {
-                    by.about("profile", SUBJECT);
-                    subject.unrestricted()?;
-                    let stored = lock(tx, subject).await?.ok_or(Error::NotFound { what: "profile" })?;
-                    expect_version(update.expected_version, stored.version)?;
-                    let profile = self.patch(stored.open(subject)?, update.changes.clone())?;
-                    save(tx, subject, &profile).await
-                },
-            )
+            .write_known(by, &update.user_id, &async |tx: &mut Connection, subject: &Subject| {
+                by.about("profile", SUBJECT);
+                subject.unrestricted()?;
+                let stored = lock(tx, subject).await?.ok_or(Error::NotFound { what: "profile" })?;
+                expect_version(update.expected_version, stored.version)?;
+                let profile = self.patch(stored.open(subject)?, update.changes.clone())?;
+                save(tx, subject, &profile).await
+            })
             .await?;
         changed.ok_or(Error::NotFound { what: "profile" })
     }
@@ -245,7 +240,7 @@ impl Records {
     /// The store's.
     pub async fn delete_profile(&self, by: &By, user_id: &UserId) -> Result<Deleted> {
         let rows = self
-            .write_known(by, "profile.delete", user_id, &async |tx: &mut Connection, subject: &Subject| {
+            .write_known(by, user_id, &async |tx: &mut Connection, subject: &Subject| {
                 by.about("profile", SUBJECT);
                 subject.unrestricted()?;
                 Ok(diesel::delete(user_profiles::table.find(subject.id)).execute(tx).await?)

@@ -21,6 +21,7 @@ use super::figures::OK;
 use super::methods::{Entry, Methods};
 use super::params::Context;
 use super::peer::Peer;
+use super::refusals::Refusals;
 use crate::app::App;
 use crate::audit::By;
 use crate::audit::entry::Outcome;
@@ -44,6 +45,7 @@ pub struct Calls {
     draining: AtomicBool,
     cut: Arc<CancellationToken>,
     next_id: AtomicU64,
+    refusals: Arc<Refusals>,
     connections: AtomicUsize,
     working: Semaphore,
     queued: Semaphore,
@@ -86,6 +88,8 @@ impl Calls {
         let methods = Methods::all();
         let granted = Granted::new(&app.config.access, &methods)?;
         let limit = app.config.limits.calls;
+        let refusals = Arc::new(Refusals::default());
+        app.tracker.spawn(refusals.clone().enter(app.clone()));
         Ok(Arc::new(Self {
             working: Semaphore::new(app.config.database.pool.saturating_mul(WORKING)),
             queued: Semaphore::new(limit.min(Semaphore::MAX_PERMITS)),
@@ -97,6 +101,7 @@ impl Calls {
             in_flight: Semaphore::new(limit.min(Semaphore::MAX_PERMITS)),
             draining: AtomicBool::new(false),
             cut: Arc::new(CancellationToken::new()),
+            refusals: refusals.clone(),
             next_id: AtomicU64::new(random()),
             connections: AtomicUsize::new(0),
         }))
@@ -161,6 +166,11 @@ impl Calls {
         self.draining.load(Ordering::Acquire)
     }
 
+    /// Enters the refusals that were counted and not entered yet: the last thing before the end.
+    pub async fn enter_refusals(&self) {
+        self.refusals.enter_now(&self.app).await;
+    }
+
     /// Ends what is in flight now, each call with what is true of it: `unavailable` or `unknown_outcome`.
     pub fn cut(&self) {
         self.drain();
@@ -216,6 +226,9 @@ impl Calls {
         params: Option<&RawValue>,
     ) -> Result<Box<RawValue>> {
         if !self.access.load().policy.allows(peer, entry.name) {
+            if self.app.config.audit.access != AuditAccess::None {
+                self.refusals.count(peer.uid, entry.name);
+            }
             return Err(Error::Forbidden { method: entry.name.to_owned(), uid: peer.uid });
         }
         let deadline = Deadline::after(self.app.config.limits.call_timeout.duration(), self.cut.clone());

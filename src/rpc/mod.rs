@@ -21,6 +21,7 @@ mod framing;
 mod message;
 mod outbox;
 mod refusal;
+mod refusals;
 mod stalling;
 
 #[cfg(test)]

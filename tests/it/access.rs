@@ -54,7 +54,11 @@ fn named(beginnings: &[&str]) -> Vec<String> {
 const RECORDS: [&str; 4] = ["profile.", "preferences.", "consent.", "conversation."];
 
 fn app() -> Vec<String> {
-    named(&[RECORDS[0], RECORDS[1], RECORDS[2], RECORDS[3], "rpc.discover", "system.health"])
+    named(&[RECORDS[0], RECORDS[1], RECORDS[2], RECORDS[3], "audit.append", "rpc.discover", "system.health"])
+}
+
+fn operator() -> Vec<String> {
+    named(&["system.", "job.", "audit.checkpoint", "audit.verify", "rpc.discover"])
 }
 
 #[test]
@@ -123,12 +127,8 @@ fn a_rule_is_for_a_user_or_a_group_by_name_or_number() {
             Somebody::new(99_999, 99_999, &[OTHER_GROUP, GROUP]),
             health_and_consents.clone(),
         ),
-        ("primary group by name", Somebody::new(99_999, users, &[]), named(&["system.", "rpc.discover"])),
-        (
-            "supplementary group by name",
-            Somebody::new(99_999, 99_999, &[users]),
-            named(&["system.", "rpc.discover"]),
-        ),
+        ("primary group by name", Somebody::new(99_999, users, &[]), operator()),
+        ("supplementary group by name", Somebody::new(99_999, 99_999, &[users]), operator()),
         (
             "several rules",
             Somebody::new(NOBODY_KNOWN, GROUP, &[]),
@@ -159,12 +159,25 @@ fn each_role_has_its_methods() {
         return;
     }
     let world = World::new();
-    let own = named(&["system.", "rpc.discover"]);
+    let auditor = [
+        "audit.get",
+        "audit.query",
+        "audit.tail",
+        "audit.checkpoint",
+        "audit.prove",
+        "audit.consistency",
+        "audit.verify",
+        "job.list",
+        "job.history",
+        "rpc.discover",
+        "system.health",
+        "system.status",
+    ];
     let roles = [
         ("app", app()),
         ("privacy", named(&["rpc.discover", "system.health"])),
-        ("auditor", named(&["rpc.discover", "system.health", "system.status"])),
-        ("operator", own),
+        ("auditor", named(&auditor)),
+        ("operator", operator()),
         ("admin", named(&[""])),
     ];
     let rules: String = roles

@@ -7,6 +7,7 @@ use std::thread;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
+use crate::support::peer::{Somebody, can_be_others};
 use crate::support::{Daemon, World, sidekeep, wait_for};
 
 fn entry(number: usize) -> Value {
@@ -420,4 +421,43 @@ fn nothing_acknowledged_is_lost_or_doubled_when_daemons_are_killed() {
     wait_for("the staged", || (world.sql("SELECT count(*) FROM audit_staged") == "0").then_some(()));
     assert_eq!(world.sql("SELECT (SELECT count(*) FROM audit_logs WHERE action = 'preferences.set') = (SELECT sum(version) FROM user_preferences)"), "t");
     assert_eq!(verify(&daemon)["verdict"], "intact");
+}
+
+#[test]
+fn refused_calls_are_entered_with_a_count() {
+    if !can_be_others() {
+        return;
+    }
+    let world = World::new();
+    world.open();
+    let daemon = world.start_with("socket.mode = \"0666\"\n");
+    let request = |id: usize| {
+        format!(
+            "{{\"jsonrpc\":\"2.0\",\"id\":{id},\"method\":\"profile.get\",\"params\":{{\"user_id\":\"u\"}}}}\n"
+        )
+    };
+    let input: String = (0..5).map(request).collect();
+    let answers = Somebody::new(65_534, 65_534, &[]).sends(&daemon.socket, input.as_bytes());
+    assert_eq!(answers.lines().filter(|line| line.contains("-32022")).count(), 5, "{answers}");
+    daemon.stop();
+    let entered =
+        world.sql("SELECT outcome, labels ->> 'sidekeep.count' FROM audit_logs WHERE action = 'profile.get'");
+    assert_eq!(entered, "denied|5");
+}
+
+#[test]
+fn a_refusal_creates_nobody() {
+    let world = World::new();
+    let daemon = world.start();
+    let mut client = daemon.client();
+    client.ok("consent.record", json!({ "user_id": "a", "consent_type": "t", "granted": true, "id": "c" }));
+    client.ok("conversation.create", json!({ "user_id": "a", "id": "v" }));
+    assert_eq!(
+        client
+            .err("consent.record", json!({ "user_id": "b", "consent_type": "t", "granted": true, "id": "c" }))
+            .kind(),
+        "conflict"
+    );
+    assert_eq!(client.err("conversation.create", json!({ "user_id": "b", "id": "v" })).kind(), "conflict");
+    assert_eq!(world.sql("SELECT count(*) FROM subjects WHERE user_id = 'b'"), "0");
 }

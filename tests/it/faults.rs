@@ -281,7 +281,7 @@ fn a_frozen_server_does_not_keep_the_daemon_from_ending() {
 fn read_only_it_refuses_writes_and_serves_reads() {
     let cluster = Cluster::own(&[]);
     let world = World::on(&cluster);
-    let daemon = world.start();
+    let daemon = world.start_with("audit.access = \"none\"\n");
     let mut client = daemon.client();
     client.ok("preferences.set", json!({ "user_id": "u", "preferences": { "a": 1 } }));
     let set = |value: &str| {

@@ -159,7 +159,8 @@ fn a_pool_that_stays_full_is_overloaded() {
 fn a_commit_without_an_answer_has_an_unknown_outcome_and_a_call_before_it_none() {
     let cluster = Cluster::own(&[]);
     let world = World::on(&cluster);
-    let mut daemon = world.start_with("limits.call_timeout = \"700ms\"\nsocket.drain = \"200ms\"\n");
+    let mut daemon = world
+        .start_with("limits.call_timeout = \"700ms\"\nsocket.drain = \"200ms\"\naudit.access = \"none\"\n");
     daemon.ok("profile.create", create("held"));
     let lock = Session::hold(&world.owner_url, "held");
     let error = daemon.client().err("profile.delete", json!({ "user_id": "held" }));

@@ -128,8 +128,8 @@ fn a_read_is_never_of_unknown_outcome() {
 fn a_standby_that_is_gone_makes_no_success() {
     let cluster = Cluster::own(&[]);
     let world = World::on(&cluster);
-    let daemon = world.start_with("limits.call_timeout = \"1s\"\n");
-    let patient = world.start_with("limits.call_timeout = \"20s\"\n");
+    let daemon = world.start_with("limits.call_timeout = \"1s\"\naudit.access = \"none\"\n");
+    let patient = world.start_with("limits.call_timeout = \"20s\"\naudit.access = \"none\"\n");
     let mut client = daemon.client();
     client.ok("preferences.set", json!({ "user_id": "known", "preferences": {} }));
     let reload = |names: &str| {

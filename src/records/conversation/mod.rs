@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use self::message::Message;
 use self::repeat::repeated;
 use super::row::Row;
-use super::{Change, Deleted, Records, expect_version};
+use super::{Change, Deleted, Records, Taken, expect_version};
 use crate::audit::By;
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
@@ -191,7 +191,8 @@ impl Records {
         self.check_size("metadata", create.metadata.as_ref())?;
         self.check_messages(&create.messages)?;
         let id = create.id.clone().unwrap_or_else(RecordId::generate);
-        self.write(by, "conversation.create", &create.user_id, async |tx, subject| {
+        let taken = create.id.as_ref().map(Taken::Conversation);
+        self.write(by, &create.user_id, taken, async |tx, subject| {
             by.about(KIND, id.as_str());
             subject.unrestricted()?;
             let now = now(tx).await?;
@@ -234,34 +235,28 @@ impl Records {
         if append.messages.is_empty() {
             return Err(Error::invalid("messages", "must not be empty"));
         }
-        self.change(
-            by,
-            "conversation.append",
-            &append.id,
-            async |tx: &mut Connection, subject: &Subject, stored: Stored| {
-                let now = now(tx).await?;
-                let new =
-                    number(tx, subject, (&stored.id, stored.message_count), &append.messages, now).await?;
-                let mut appended = Appended {
-                    message_count: stored.message_count.saturating_add(count(new.len())?),
-                    last_message_at: stored.last_message_at.map(Timestamp::from),
-                    id: stored.id,
-                };
-                if let Some(latest) = new.iter().map(|message| Timestamp::from(message.created_at)).max() {
-                    appended.last_message_at = appended.last_message_at.max(Some(latest));
-                    insert(tx, &new).await?;
-                    diesel::update(conversations::table.find(&appended.id))
-                        .set((
-                            conversations::message_count.eq(appended.message_count),
-                            conversations::last_message_at.eq(appended.last_message_at.map(Timestamp::utc)),
-                            conversations::version.eq(conversations::version + 1),
-                        ))
-                        .execute(tx)
-                        .await?;
-                }
-                Ok(appended)
-            },
-        )
+        self.change(by, &append.id, async |tx: &mut Connection, subject: &Subject, stored: Stored| {
+            let now = now(tx).await?;
+            let new = number(tx, subject, (&stored.id, stored.message_count), &append.messages, now).await?;
+            let mut appended = Appended {
+                message_count: stored.message_count.saturating_add(count(new.len())?),
+                last_message_at: stored.last_message_at.map(Timestamp::from),
+                id: stored.id,
+            };
+            if let Some(latest) = new.iter().map(|message| Timestamp::from(message.created_at)).max() {
+                appended.last_message_at = appended.last_message_at.max(Some(latest));
+                insert(tx, &new).await?;
+                diesel::update(conversations::table.find(&appended.id))
+                    .set((
+                        conversations::message_count.eq(appended.message_count),
+                        conversations::last_message_at.eq(appended.last_message_at.map(Timestamp::utc)),
+                        conversations::version.eq(conversations::version + 1),
+                    ))
+                    .execute(tx)
+                    .await?;
+            }
+            Ok(appended)
+        })
         .await
     }
 
@@ -273,30 +268,25 @@ impl Records {
         if let Change::Set(messages) = &update.changes.messages {
             self.check_messages(messages)?;
         }
-        self.change(
-            by,
-            "conversation.update",
-            &update.id,
-            async |tx: &mut Connection, subject: &Subject, stored: Stored| {
-                expect_version(update.expected_version, stored.version)?;
-                let mut conversation = stored.open(subject)?;
-                self.patch_conversation(&mut conversation, &update.changes)?;
-                if let Some(messages) = update.changes.messages.clone().required("messages")? {
-                    let rows = conversation_messages::table
-                        .filter(conversation_messages::conversation_id.eq(&conversation.id));
-                    diesel::delete(rows).execute(tx).await?;
-                    let now = now(tx).await?;
-                    let new = number(tx, subject, (&conversation.id, 0), &messages, now).await?;
-                    insert(tx, &new).await?;
-                    conversation.message_count = count(new.len())?;
-                    if update.changes.last_message_at == Change::Keep {
-                        conversation.last_message_at =
-                            new.iter().map(|message| Timestamp::from(message.created_at)).max();
-                    }
+        self.change(by, &update.id, async |tx: &mut Connection, subject: &Subject, stored: Stored| {
+            expect_version(update.expected_version, stored.version)?;
+            let mut conversation = stored.open(subject)?;
+            self.patch_conversation(&mut conversation, &update.changes)?;
+            if let Some(messages) = update.changes.messages.clone().required("messages")? {
+                let rows = conversation_messages::table
+                    .filter(conversation_messages::conversation_id.eq(&conversation.id));
+                diesel::delete(rows).execute(tx).await?;
+                let now = now(tx).await?;
+                let new = number(tx, subject, (&conversation.id, 0), &messages, now).await?;
+                insert(tx, &new).await?;
+                conversation.message_count = count(new.len())?;
+                if update.changes.last_message_at == Change::Keep {
+                    conversation.last_message_at =
+                        new.iter().map(|message| Timestamp::from(message.created_at)).max();
                 }
-                save(tx, subject, &conversation).await
-            },
-        )
+            }
+            save(tx, subject, &conversation).await
+        })
         .await
     }
 
@@ -325,15 +315,10 @@ impl Records {
     /// The store's.
     pub async fn delete_conversation(&self, by: &By, id: &RecordId) -> Result<Deleted> {
         let deleted = self
-            .change(
-                by,
-                "conversation.delete",
-                id,
-                async |tx: &mut Connection, _: &Subject, stored: Stored| {
-                    diesel::delete(conversations::table.find(&stored.id)).execute(tx).await?;
-                    Ok(Deleted { deleted: true })
-                },
-            )
+            .change(by, id, async |tx: &mut Connection, _: &Subject, stored: Stored| {
+                diesel::delete(conversations::table.find(&stored.id)).execute(tx).await?;
+                Ok(Deleted { deleted: true })
+            })
             .await;
         match deleted {
             Err(Error::NotFound { .. }) => Ok(Deleted { deleted: false }),
@@ -342,7 +327,7 @@ impl Records {
     }
 
     /// Changes a conversation in one transaction that takes the person's row first, then the conversation's.
-    async fn change<T, F>(&self, by: &By, name: &'static str, id: &RecordId, body: F) -> Result<T>
+    async fn change<T, F>(&self, by: &By, id: &RecordId, body: F) -> Result<T>
     where
         F: for<'c> ChangeBody<'c, T> + Send + Sync,
         T: Send,
@@ -351,7 +336,7 @@ impl Records {
         let changed = self
             .entered(by, async || {
                 self.store
-                    .transact(&by.deadline, name, async |tx| {
+                    .transact(&by.deadline, by.method, async |tx| {
                         let row = conversations::table.find(id.as_str());
                         let subject_id: Option<i64> =
                             row.select(conversations::subject_id).first(tx).await.optional()?;

@@ -62,6 +62,8 @@ struct Report {
     connections: ConnectionsReport,
     /// Calls.
     calls: CallsReport,
+    /// How many requests wait for the writers of the audit log.
+    audit_queue: usize,
     /// Connections to PostgreSQL.
     pool: PoolReport,
     /// What PostgreSQL last said of itself.
@@ -175,7 +177,7 @@ pub(super) fn add(methods: &mut Methods) {
         About::own(
             "system.status",
             "Version, uptime, calls, pool and what PostgreSQL last said of itself.",
-            ("{}", r#"{"version":"0.1.0","deployment":"sidekeep","uptime_seconds":12,"health":{"status":"ok","checks":{"database":{"status":"ok","message":null},"drain":{"status":"ok","message":null}}},"connections":{"open":1,"max":10000},"calls":{"in_flight":0,"max":4096,"draining":false},"pool":{"max":8,"open":1,"free":1,"waiting":0},"database":{"version":"150018","in_recovery":false,"synchronous_standby_names":"","synchronous_standbys":0,"age_seconds":1},"jobs":{"verify":{"enabled":true,"last_run":null,"age_seconds":null}},"kek_ids":["6c1b9f0d2a7e4835"],"log_level":"info","reload_error":null}"#),
+            ("{}", r#"{"version":"0.1.0","deployment":"sidekeep","uptime_seconds":12,"health":{"status":"ok","checks":{"database":{"status":"ok","message":null},"drain":{"status":"ok","message":null},"jobs":{"status":"ok","message":null}}},"connections":{"open":1,"max":10000},"calls":{"in_flight":0,"max":4096,"draining":false},"audit_queue":0,"pool":{"max":8,"open":1,"free":1,"waiting":0},"database":{"version":"150018","in_recovery":false,"synchronous_standby_names":"","synchronous_standbys":0,"age_seconds":1},"jobs":{},"kek_ids":["6c1b9f0d2a7e4835"],"log_level":"info","reload_error":null}"#),
         ),
         |call, _: None| async move { Ok(report(&call)) },
     );
@@ -304,6 +306,7 @@ fn report(call: &Call) -> Report {
             max: call.app.config.limits.calls,
             draining: call.calls.is_draining(),
         },
+        audit_queue: call.app.records.log().waiting(),
         pool: PoolReport { max: pool.max, open: pool.open, free: pool.free, waiting: pool.waiting },
         database: DatabaseReport {
             version: server.as_ref().map(|server| server.version.clone()),

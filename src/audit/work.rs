@@ -1,0 +1,145 @@
+//! What a writer has begun with: it belongs to a caller who waits, or is durable already and waits for its place.
+
+use std::collections::{HashSet, VecDeque};
+
+use super::draft::Draft;
+use super::queue::{Group, Receipt, Request};
+use super::stream::Sealed;
+use crate::error::Error;
+
+/// How often a batch is prepared anew because persons changed under it.
+const TRIES: usize = 8;
+
+/// A request that was begun with.
+#[derive(Debug)]
+pub(super) enum Work {
+    /// A caller waits for it.
+    Append(Group),
+    /// It is durable already, and waits for its place.
+    Staged(Box<Sealed>),
+}
+
+impl Work {
+    pub(super) fn begin(request: Request) -> Option<Self> {
+        match request {
+            Request::Append(group) => (!group.is_withdrawn()).then_some(Self::Append(group)),
+            Request::Staged(sealed) => Some(Self::Staged(sealed)),
+        }
+    }
+
+    /// Notes that it is under way; false when its caller has taken it back.
+    pub(super) fn send(&self) -> bool {
+        match self {
+            Self::Append(group) => group.send(),
+            Self::Staged(_) => true,
+        }
+    }
+
+    /// Notes that nothing of it is in the log.
+    pub(super) fn not_sent(&self) {
+        if let Self::Append(group) = self {
+            group.not_sent();
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::Append(group) => group.drafts.len(),
+            Self::Staged(_) => 1,
+        }
+    }
+
+    pub(super) fn drafts(&self) -> impl Iterator<Item = &Draft> {
+        match self {
+            Self::Append(group) => group.drafts.as_slice(),
+            Self::Staged(_) => &[],
+        }
+        .iter()
+    }
+
+    pub(super) fn is_repeatable(&self) -> bool {
+        self.drafts().any(|draft| draft.given_id)
+    }
+
+    pub(super) fn ids(&self) -> impl Iterator<Item = &str> {
+        let staged = match self {
+            Self::Staged(sealed) => Some(sealed.entry.id.as_str()),
+            Self::Append(_) => None,
+        };
+        self.drafts().map(|draft| draft.entry.id.as_str()).chain(staged)
+    }
+
+    pub(super) fn number(&self) -> Option<i64> {
+        match self {
+            Self::Staged(sealed) => sealed.staged,
+            Self::Append(_) => None,
+        }
+    }
+}
+
+/// Takes from the front as long as no id comes twice: the second of an id is compared with the first once that is written.
+pub(super) fn distinct(waiting: &mut VecDeque<Work>) -> Vec<Work> {
+    let mut ids = HashSet::new();
+    let mut batch = Vec::new();
+    while let Some(work) = waiting.pop_front() {
+        if work.ids().any(|id| ids.contains(id)) {
+            waiting.push_front(work);
+            break;
+        }
+        ids.extend(work.ids().map(str::to_owned));
+        batch.push(work);
+    }
+    batch
+}
+
+pub(super) fn answer(batch: Vec<Work>, sealed: &[Sealed]) {
+    let mut entries = sealed.iter();
+    for work in batch {
+        let count = work.len();
+        let receipts = entries.by_ref().take(count).map(|sealed| Receipt {
+            id: sealed.entry.id.clone(),
+            stream: sealed.entry.stream,
+            position: sealed.entry.position,
+            recorded_at: sealed.entry.recorded_at.into(),
+        });
+        let receipts: Vec<Receipt> = receipts.collect();
+        if let Work::Append(group) = work {
+            group.answer(Ok(receipts));
+        }
+    }
+}
+
+pub(super) fn refuse(batch: Vec<Work>, error: impl Fn() -> Error) {
+    for work in batch {
+        if let Work::Append(group) = work {
+            group.answer(Err(error()));
+        }
+    }
+}
+
+/// Leaves out those whose callers have gone: nothing of them is in the log.
+pub(super) fn still_wanted(batch: Vec<Work>) -> Vec<Work> {
+    batch
+        .into_iter()
+        .filter(|work| !matches!(work, Work::Append(group) if group.is_abandoned() || group.is_withdrawn()))
+        .collect()
+}
+
+pub(super) fn one_try_less(batch: Vec<Work>) -> Vec<Work> {
+    let mut left = Vec::with_capacity(batch.len());
+    for work in batch {
+        match work {
+            Work::Append(mut group) => {
+                if group.tried() > TRIES {
+                    group.answer(Err(Error::unavailable(
+                        "the persons of this entry are created and erased again and again",
+                    )));
+                } else {
+                    left.push(Work::Append(group));
+                }
+            }
+            staged => left.push(staged),
+        }
+    }
+    left
+}
