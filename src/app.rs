@@ -23,6 +23,10 @@ const START: Duration = Duration::from_secs(2);
 /// How often a PostgreSQL that answers, but not as it has to, is tried.
 const AGAIN: Duration = Duration::from_millis(200);
 
+/// How long the first caller may be kept waiting for the first look at PostgreSQL, and how often it is asked whether it came.
+const FIRST_LOOK: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(2);
+
 /// Everything a call may use.
 #[derive(Debug)]
 pub struct App {
@@ -146,6 +150,22 @@ impl App {
         if tokio::time::timeout(START, ready).await.is_err() && matches!(self.state(), State::Failed(_)) {
             std::future::pending::<()>().await;
         }
+    }
+
+    /// Ends when it is known whether PostgreSQL is there: so that the first caller is not told that nobody has looked yet.
+    pub async fn looked(&self) {
+        let looked = async {
+            loop {
+                let seen = self.records.store().watch().seen();
+                let waiting = matches!(self.state(), State::Waiting(_));
+                if seen.is_some_and(|seen| !waiting || seen.server.is_err()) {
+                    return;
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        // A server that stands still is not waited for.
+        let _ = tokio::time::timeout(FIRST_LOOK, looked).await;
     }
 
     /// Ends when calls may use the records.

@@ -169,6 +169,7 @@ impl Serving {
                 self.calls.jobs().run(drain, abort),
             )
         };
+        self.calls.app().looked().await;
         let settled = self.calls.app().settled();
         tokio::pin!(serving, settled);
         let (mut failure, mut ready) = (None, Some(ready));

@@ -12,7 +12,7 @@ use crate::store::{Deadline, Store};
 use crate::values::UserId;
 
 /// How many persons are remembered; then all are forgotten at once, which is simple and seldom.
-const REMEMBERED: usize = 20_000;
+const REMEMBERED: usize = 5_000;
 
 /// The persons, by user id.
 #[derive(Debug, Default)]

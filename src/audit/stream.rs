@@ -218,7 +218,7 @@ impl Stream {
     }
 
     /// The time as PostgreSQL has it, never before the last entry's.
-    fn now(&self) -> DateTime<Utc> {
+    pub(super) fn now(&self) -> DateTime<Utc> {
         let (at, since) = self.clock;
         let elapsed = TimeDelta::from_std(since.elapsed()).unwrap_or_default();
         let now = at.checked_add_signed(elapsed).unwrap_or(at);

@@ -4,13 +4,14 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::TimeDelta;
+use chrono::{Datelike as _, TimeDelta};
 use diesel::prelude::{ExpressionMethods, QueryDsl, SelectableHelper};
 use diesel_async::RunQueryDsl;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::draft::Draft;
+use super::log::in_entry;
 use super::people::People;
 use super::queue::Request;
 use super::refused::Refused;
@@ -81,11 +82,12 @@ impl Writer {
         loop {
             let first = tokio::select! {
                 biased;
-                request = self.requests.recv() => request,
+                // First, so that a queue that is never empty keeps neither the clock nor the orphans waiting.
                 _ = beat.tick() => {
                     self.beat().await;
                     continue;
                 }
+                request = self.requests.recv() => request,
                 () = end.cancelled(), if !self.requests.is_closed() => {
                     self.requests.close();
                     continue;
@@ -168,7 +170,7 @@ impl Writer {
                 Err(error) => return Err((error, batch)),
             }
         }
-        let batch = match self.weed(batch, &deadline).await {
+        let batch = match self.weed(batch).await {
             Ok(batch) => batch,
             Err(failed) => return Err(failed),
         };
@@ -298,30 +300,30 @@ impl Writer {
     }
 
     /// Refuses entries that claim to be from the future, alone.
-    async fn weed(&mut self, batch: Vec<Work>, deadline: &Deadline) -> Result<Vec<Work>, (Error, Vec<Work>)> {
-        let latest = clock::now().utc().checked_add_signed(TimeDelta::minutes(5));
+    async fn weed(&self, batch: Vec<Work>) -> Result<Vec<Work>, (Error, Vec<Work>)> {
+        // By PostgreSQL's clock, whatever this host's says.
+        let now = self.stream.as_ref().map_or_else(|| clock::now().utc(), Stream::now);
+        let latest = now.checked_add_signed(TimeDelta::minutes(5));
         let early =
             |draft: &Draft| draft.entry.occurred_at.zip(latest).is_some_and(|(at, latest)| at > latest);
         let mut kept = Vec::with_capacity(batch.len());
         for work in batch {
             match work {
-                Work::Append(group) if group.drafts.iter().any(early) => {
-                    group.answer(Err(Error::invalid(
-                        "occurred_at",
-                        "must not be more than five minutes ahead",
-                    )));
-                }
-                work => kept.push(work),
+                Work::Append(group) => match group.drafts.iter().position(early) {
+                    None => kept.push(Work::Append(group)),
+                    Some(index) => {
+                        let error = Error::invalid("occurred_at", "must not be more than five minutes ahead");
+                        let many = group.drafts.len() > 1;
+                        group.answer(Err(if many { in_entry(index, error) } else { error }));
+                    }
+                },
+                staged => kept.push(staged),
             }
         }
         // An id of yesterday may stand in last month, where no index of this month finds it.
-        let since =
-            clock::now().utc().checked_sub_signed(TimeDelta::from_std(self.idempotency).unwrap_or_default());
-        let new_month = since.is_none_or(|since| {
-            chrono::Datelike::month(&since) != chrono::Datelike::month(&clock::now().utc())
-        });
+        let since = now.checked_sub_signed(TimeDelta::from_std(self.idempotency).unwrap_or_default());
+        let new_month = since.is_none_or(|since| since.month() != now.month());
         if new_month && kept.iter().any(Work::is_repeatable) {
-            let _ = deadline;
             return self.known_ids(kept).await;
         }
         Ok(kept)

@@ -19,6 +19,16 @@ fn figures(daemon: &Daemon) -> Figures {
 }
 
 #[test]
+fn the_first_answer_is_not_that_nobody_has_looked_yet() {
+    let world = World::new();
+    for _ in 0..3 {
+        let daemon = world.spawn("");
+        daemon.wait_listening();
+        assert_eq!(daemon.ok("system.health", json!({}))["status"], "ok");
+    }
+}
+
+#[test]
 fn health_and_status_say_how_the_daemon_is() {
     let world = World::new();
     let daemon = world.start();
