@@ -143,16 +143,20 @@ impl Writer {
     async fn write(&mut self, mut waiting: VecDeque<Work>) {
         while !waiting.is_empty() {
             let mut batch = distinct(&mut waiting);
+            let mut failures = 0_u32;
             while !batch.is_empty() {
                 batch = match self.attempt(batch).await {
                     Ok(left) => left,
                     Err((error, batch)) => {
-                        tracing::warn!(%error, "the audit log cannot be written; trying again");
+                        failures = failures.saturating_add(1);
+                        if failures == 1 {
+                            tracing::warn!(%error, "the audit log cannot be written; trying again and again");
+                        }
                         if self.end.is_cancelled() {
                             refuse(batch, || Error::unavailable("this daemon is ending"));
                             return;
                         }
-                        tokio::time::sleep(PAUSE).await;
+                        tokio::time::sleep(PAUSE.saturating_mul(failures.min(5))).await;
                         still_wanted(batch)
                     }
                 };
