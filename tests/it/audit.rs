@@ -126,18 +126,18 @@ fn entries_of_a_connection_keep_their_order_and_notifications_are_appended() {
     let world = World::new();
     let daemon = world.start();
     let mut client = daemon.client();
-    let lines: String = (0..300)
+    let lines: String = (0..150)
         .map(|n| {
             let id = if n % 3 == 0 { String::new() } else { format!("\"id\":{n},") };
             format!("{{\"jsonrpc\":\"2.0\",{id}\"method\":\"audit.append\",\"params\":{{\"action\":\"ordered\",\"resource_id\":\"{n}\"}}}}\n")
         })
         .collect();
     client.send(lines.as_bytes());
-    for _ in 0..200 {
+    for _ in 0..100 {
         assert!(client.line()["result"].is_object());
     }
     wait_for("the notifications", || {
-        (world.sql("SELECT count(*) FROM audit_logs WHERE action = 'ordered'") == "300").then_some(())
+        (world.sql("SELECT count(*) FROM audit_logs WHERE action = 'ordered'") == "150").then_some(())
     });
     let order = world.sql(
         "SELECT count(DISTINCT stream), bool_and(n = row) FROM (SELECT stream, resource_id::int n, \
