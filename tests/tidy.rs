@@ -150,7 +150,7 @@ impl Source<'_> {
         match self.text_at(at) {
             "diesel_async" => beyond(&["RunQueryDsl"]),
             // The parser of URLs, which opens nothing.
-            "tokio_postgres" => beyond(&["Config", "Error", "config"]),
+            "tokio_postgres" => beyond(&["Config", "Error", "Row", "Statement", "config", "error", "types"]),
             "." => {
                 let methods =
                     ["begin_test_transaction", "build_transaction", "connect", "connect_raw", "transaction"];

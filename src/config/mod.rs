@@ -24,6 +24,8 @@ mod load;
 mod problem;
 mod rules;
 mod secret;
+#[cfg(test)]
+mod shipped;
 mod source;
 #[cfg(test)]
 mod tests;

@@ -9,10 +9,7 @@ use proptest::prelude::*;
 
 use super::environment::Environment;
 use super::load::{load_with, socket_path_with};
-use super::{Config, ConfigError, Loaded, LogLevel, NameOrId, Origin, Tls, keys, migrate_url, source};
-
-/// What is shipped.
-const SHIPPED: &str = include_str!("../../config/sidekeep.toml");
+use super::{ConfigError, Loaded, LogLevel, NameOrId, Origin, Tls, migrate_url, source};
 
 /// What every configuration must say.
 const DATABASE: &str = "[database]\nurl = \"postgresql://a@localhost/x\"\n";
@@ -37,33 +34,6 @@ fn said(text: &str, environment: &Environment) -> Result<Loaded, Vec<String>> {
 
 fn lines(error: &ConfigError, path: &Path) -> Vec<String> {
     error.to_string().lines().map(|line| line.replace(&*path.to_string_lossy(), "F")).collect()
-}
-
-#[test]
-fn the_shipped_file_equals_the_defaults() {
-    let shipped: Config = toml::from_str(SHIPPED).unwrap();
-    assert_eq!(shipped, Config::default());
-}
-
-#[test]
-fn the_shipped_file_has_every_key_and_no_other() {
-    let key = |line: &str| {
-        let name = line.split(" = ").next().unwrap_or_default();
-        line.contains(" = ") && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
-    };
-    let every: Vec<_> = SHIPPED
-        .lines()
-        .map(|line| {
-            line.strip_prefix("# ").filter(|rest| rest.starts_with("[[") || key(rest)).unwrap_or(line)
-        })
-        .collect();
-    let parsed = source::parse(Path::new("F"), &every.join("\n"));
-    assert!(parsed.checked.problems.is_empty() && !parsed.partial, "{:?}", parsed.checked.problems);
-    for leaf in keys::ROOT.leaves() {
-        let places = [leaf.replace("[]", "[0]"), leaf.replace("[]", "[1]")];
-        assert!(places.iter().any(|key| parsed.checked.origins.contains_key(key)), "{leaf} is missing");
-    }
-    assert!(SHIPPED.lines().all(|line| line.chars().count() <= 100));
 }
 
 /// A file, and the one line that is said about it.
