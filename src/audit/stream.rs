@@ -105,6 +105,8 @@ pub(super) enum Settled {
     Committed,
     /// It is not, and never will be.
     NotCommitted,
+    /// PostgreSQL warned while it was asked: a standby may lack what is here, and nothing may be called done.
+    Unproven,
 }
 
 /// A batch as it was sent.
@@ -396,6 +398,10 @@ impl Stream {
             let mac = own.mac(HEAD, &parts.parts());
             connection.client.execute(SEAL, &[&self.number, &epoch, &mac]).await.map_err(away)?;
             connection.commit().await.map_err(away)?;
+            // The fence is behind the batch in the WAL, so that where it is replicated the batch is.
+            if connection.seen.warnings() > 0 {
+                return Ok((Settled::Unproven, None));
+            }
             let settled = if committed { Settled::Committed } else { Settled::NotCommitted };
             let clock = (row.get("now"), Instant::now());
             Ok((settled, Some((epoch, append, clock))))

@@ -178,6 +178,9 @@ impl Writer {
             Ok(batch) => batch,
             Err(failed) => return Err(failed),
         };
+        if batch.is_empty() {
+            return Ok(batch);
+        }
         let drafts: Vec<&Draft> = batch.iter().flat_map(Work::drafts).collect();
         if let Err(error) = self.people.meet(&self.store, &self.keyring, &drafts, &deadline).await {
             return Err((error, batch));
@@ -283,12 +286,15 @@ impl Writer {
             match stream.settle(&self.store, own, sent, &self.step()).await {
                 Ok((settled, next)) => {
                     self.stream = next;
-                    if settled == Settled::Committed {
-                        answer(batch, sealed);
-                        return Vec::new();
+                    match settled {
+                        Settled::Committed => answer(batch, sealed),
+                        Settled::Unproven => refuse(batch, || Error::UnknownOutcome),
+                        Settled::NotCommitted => {
+                            batch.iter().for_each(Work::not_sent);
+                            return still_wanted(batch);
+                        }
                     }
-                    batch.iter().for_each(Work::not_sent);
-                    return still_wanted(batch);
+                    return Vec::new();
                 }
                 Err((error, old)) => {
                     if self.end.is_cancelled() {

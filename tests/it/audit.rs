@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::support::peer::{Somebody, can_be_others};
-use crate::support::{Daemon, World, sidekeep, wait_for};
+use crate::support::{Cluster, Daemon, World, sidekeep, wait_for};
 
 fn entry(number: usize) -> Value {
     json!({
@@ -461,4 +461,33 @@ fn a_refusal_creates_nobody() {
     );
     assert_eq!(client.err("conversation.create", json!({ "user_id": "b", "id": "v" })).kind(), "conflict");
     assert_eq!(world.sql("SELECT count(*) FROM subjects WHERE user_id = 'b'"), "0");
+}
+
+#[test]
+fn an_entry_that_no_standby_has_is_no_success() {
+    let cluster = Cluster::own(&[]);
+    let world = World::on(&cluster);
+    let daemon = world.start_with("limits.call_timeout = \"20s\"\njobs.enabled = false\n");
+    daemon.ok("audit.append", json!({ "action": "before" }));
+    cluster.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'");
+    cluster.execute("SELECT pg_reload_conf()");
+    wait_for("the setting", || (world.sql("SHOW synchronous_standby_names") == "nobody").then_some(()));
+    let mut client = daemon.client();
+    client.send_call("audit.append", json!({ "action": "alone", "id": "alone" }));
+    // Each wait for the standby is cancelled: the batch's, and that of whatever asks for its outcome.
+    let answer = std::thread::scope(|scope| {
+        let waiting = scope.spawn(move || client.line());
+        wait_for("an answer", || {
+            world.sql("SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND datname = current_database()");
+            waiting.is_finished().then_some(())
+        });
+        waiting.join().unwrap()
+    });
+    assert_eq!(answer["error"]["data"]["kind"], "unknown_outcome", "{answer}");
+    cluster.execute("ALTER SYSTEM RESET synchronous_standby_names");
+    cluster.execute("SELECT pg_reload_conf()");
+    let receipt = daemon.ok("audit.append", json!({ "action": "alone", "id": "alone" }));
+    assert_eq!(daemon.ok("audit.get", json!({ "id": "alone" }))["position"], receipt["position"]);
+    assert_eq!(world.sql("SELECT count(*) FROM audit_logs WHERE id = 'alone'"), "1");
+    assert_eq!(verify(&daemon)["verdict"], "intact");
 }
