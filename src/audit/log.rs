@@ -179,7 +179,7 @@ impl Log {
     /// # Errors
     /// [`Error::Unavailable`] when the deadline comes first.
     pub async fn drained(&self, deadline: &Deadline) -> Result<()> {
-        staged::drained(&self.store, deadline).await
+        staged::drained(&self.store, self.keyring.own()?, deadline).await
     }
 }
 

@@ -21,6 +21,7 @@ pub mod staged;
 mod stream;
 mod tree;
 pub mod verify;
+mod weed;
 mod work;
 mod writer;
 

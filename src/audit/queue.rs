@@ -143,16 +143,15 @@ impl Queue {
             Ok(())
         };
         wait.run(entering).await.unwrap_or_else(|_| Err(full()))?;
-        match deadline.run(answer).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(Error::UnknownOutcome),
-            Err(_) => match waiting.compare_exchange(WAITING, WITHDRAWN, Ordering::AcqRel, Ordering::Acquire)
-            {
-                Ok(_) => Err(Error::unavailable(
-                    "the audit log cannot be written at present; nothing was appended",
-                )),
-                Err(_) => Err(Error::UnknownOutcome),
-            },
+        if let Ok(Ok(result)) = deadline.run(answer).await {
+            return result;
+        }
+        // The deadline came first, or the writer has ended.
+        match waiting.compare_exchange(WAITING, WITHDRAWN, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => {
+                Err(Error::unavailable("the audit log cannot be written at present; nothing was appended"))
+            }
+            Err(_) => Err(Error::UnknownOutcome),
         }
     }
 
