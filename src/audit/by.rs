@@ -4,6 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::draft::Draft;
 use super::entry::{Append, Labels, Outcome};
+use super::turn::Turn;
 use crate::error::Result;
 use crate::store::Deadline;
 use crate::values::{ResourceId, ShortText, Term, UserId};
@@ -33,6 +34,7 @@ pub struct By {
     pub refused: Option<u64>,
     /// Whether a change stages its entry.
     pub stages: bool,
+    turn: Mutex<Option<Turn>>,
     noted: Mutex<Noted>,
 }
 
@@ -60,12 +62,23 @@ impl By {
             user_agent: None,
             refused: None,
             stages: true,
+            turn: Mutex::default(),
             noted: Mutex::default(),
         }
     }
 
     fn noted(&self) -> MutexGuard<'_, Noted> {
         self.noted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lines up behind what its connection has sent before.
+    pub fn line_up(&self, turn: Option<Turn>) {
+        *self.turn.lock().unwrap_or_else(PoisonError::into_inner) = turn;
+    }
+
+    /// Its place in the line of its connection, once.
+    pub fn turn(&self) -> Option<Turn> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Notes whose data it is about: a person who exists.

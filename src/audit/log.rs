@@ -110,7 +110,7 @@ impl Log {
             }
             drafts.push(draft);
         }
-        self.queue.append(by.connection, drafts, &by.deadline).await
+        self.queue.append(by.connection, drafts, by.turn(), &by.deadline).await
     }
 
     /// Appends the access entry of a call that staged none, and waits for the commit.
@@ -118,7 +118,7 @@ impl Log {
     /// # Errors
     /// As [`Log::append`]; the call must not be answered then.
     pub async fn note(&self, by: &By, outcome: Outcome, deadline: &Deadline) -> Result<()> {
-        self.queue.append(by.connection, vec![by.draft(outcome)?], deadline).await.map(drop)
+        self.queue.append(by.connection, vec![by.draft(outcome)?], by.turn(), deadline).await.map(drop)
     }
 
     /// Enters that a peer was refused so often.

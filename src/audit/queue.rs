@@ -9,6 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::draft::Draft;
 use super::stream::Sealed;
+use super::turn::Turn;
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use crate::store::Deadline;
@@ -110,7 +111,8 @@ impl Queue {
         self.streams.get(place).ok_or_else(|| Error::internal("no writer"))
     }
 
-    /// Appends these entries, all or none, and waits for the commit. Those of one connection keep their order.
+    /// Appends these entries, all or none, and waits for the commit. Those that take turns keep
+    /// their order.
     ///
     /// # Errors
     /// [`Error::Overloaded`] and [`Error::Unavailable`]: nothing was appended. [`Error::UnknownOutcome`]: the deadline
@@ -119,6 +121,7 @@ impl Queue {
         &self,
         connection: usize,
         drafts: Vec<Draft>,
+        turn: Option<Turn>,
         deadline: &Deadline,
     ) -> Result<Vec<Receipt>> {
         let stream = self.stream(connection)?;
@@ -130,7 +133,10 @@ impl Queue {
         let state = Arc::new(AtomicU8::new(WAITING));
         let waiting = state.clone();
         let entering = async {
-            // Where there is room nothing is waited for: entries of one connection are asked for in their order.
+            let _come = match turn {
+                Some(turn) => Some(turn.come().await),
+                None => None,
+            };
             if let (Ok(room), Ok(place)) =
                 (self.room.clone().try_acquire_many_owned(weight), stream.try_reserve())
             {
