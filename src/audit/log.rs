@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
 use super::by::By;
+use super::doing::{Doing, Leased};
 use super::draft::{Draft, Known};
 use super::entry::{Append, Outcome};
 use super::queue::{Queue, Receipt};
@@ -27,6 +29,7 @@ pub struct Log {
     pub(super) signers: Vec<SigningKey>,
     pub(super) verified: AtomicU64,
     queue: Queue,
+    doing: Arc<Doing>,
 }
 
 /// What was staged, if anything is to be.
@@ -47,18 +50,20 @@ impl Log {
         end: &CancellationToken,
     ) -> Self {
         let (queue, receivers) = Queue::new(audit.streams, audit.max_wait.duration());
+        let doing = Arc::new(Doing::default());
         for requests in receivers {
             let idempotency = audit.idempotency.duration();
-            let writer = Writer::new(store.clone(), keyring.clone(), requests, idempotency, end.clone());
+            let (store_too, doing) = (store.clone(), doing.clone());
+            let writer = Writer::new(store_too, keyring.clone(), requests, idempotency, doing, end.clone());
             store.tracker().spawn(writer.run());
         }
-        Self { store, keyring, signers, verified: AtomicU64::new(0), queue }
+        Self { store, keyring, signers, verified: AtomicU64::new(0), queue, doing }
     }
 
     /// The log for reading alone, by a process that appends nothing.
     pub fn reader(store: Arc<Store>, keyring: Arc<Keyring>, signers: Vec<SigningKey>) -> Self {
-        let (queue, _) = Queue::new(1, std::time::Duration::ZERO);
-        Self { store, keyring, signers, verified: AtomicU64::new(0), queue }
+        let (queue, _) = Queue::new(1, Duration::ZERO);
+        Self { store, keyring, signers, verified: AtomicU64::new(0), queue, doing: Arc::default() }
     }
 
     /// Whether this daemon has a key to sign checkpoints with.
@@ -71,9 +76,19 @@ impl Log {
         self.verified.load(Ordering::Relaxed)
     }
 
-    /// How many requests wait.
-    pub fn waiting(&self) -> usize {
-        self.queue.len()
+    /// How many requests wait, and how many may.
+    pub fn waiting(&self) -> (usize, usize) {
+        (self.queue.len(), self.queue.max())
+    }
+
+    /// The streams that this daemon has leased.
+    pub fn leased(&self) -> Vec<Leased> {
+        self.doing.leased()
+    }
+
+    /// How many entries were staged and waited when it was last looked, how long the oldest had, and how long ago that was.
+    pub fn lag(&self) -> Option<(staged::Lag, Duration)> {
+        self.doing.lag()
     }
 
     /// Makes the months ahead of need. Answers how many were made.

@@ -2,6 +2,7 @@
 
 mod by;
 mod columns;
+mod doing;
 mod draft;
 pub mod entry;
 mod heads;
@@ -27,6 +28,7 @@ mod work;
 mod writer;
 
 pub use by::By;
+pub use doing::Leased;
 pub use draft::{Draft, SUBJECT};
 pub use log::{APPEND_MANY, Log, Staged, UnknownActor};
 pub use open::Shown;

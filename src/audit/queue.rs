@@ -173,6 +173,11 @@ impl Queue {
         self.streams.iter().map(|stream| stream.max_capacity().saturating_sub(stream.capacity())).sum()
     }
 
+    /// How many requests may wait.
+    pub fn max(&self) -> usize {
+        self.streams.iter().map(mpsc::Sender::max_capacity).sum()
+    }
+
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
         self.len() == 0

@@ -172,6 +172,20 @@ pub struct Lag {
     pub seconds: f64,
 }
 
+/// Looks how much is staged and waits.
+///
+/// # Errors
+/// The store's.
+pub async fn lag(store: &Store, deadline: &Deadline) -> Result<Lag> {
+    const LAG: &str = "SELECT count(*) AS entries, \
+        greatest(coalesce(extract(epoch FROM now() - min(staged_at)), 0), 0)::float8 AS seconds FROM sidekeep.audit_staged";
+    store
+        .single(deadline, "audit.lag", async |connection| {
+            Ok(diesel::sql_query(LAG).get_result(connection).await?)
+        })
+        .await
+}
+
 /// Which of these are still there.
 ///
 /// # Errors

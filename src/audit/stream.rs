@@ -9,6 +9,7 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Row, Statement};
 
 use super::columns::Columns;
+use super::doing::Leased;
 use super::entry::{Entry, FORMAT};
 use super::merkle::{Frontier, Hash};
 use super::refused::{Refused, away, late, refusal};
@@ -18,6 +19,8 @@ use crate::store::{Deadline, Dedicated, Store};
 
 /// How long a stream stays leased without a sign of life, as PostgreSQL spells it.
 const LEASE: &str = "15 seconds";
+/// The same.
+const LASTS: TimeDelta = TimeDelta::seconds(15);
 
 /// How far an entry's time may be from PostgreSQL's; the statements say the same.
 const AHEAD: TimeDelta = TimeDelta::minutes(1);
@@ -94,7 +97,10 @@ pub(super) struct Stream {
     epoch: i64,
     frontier: Frontier,
     last_recorded_at: Option<DateTime<Utc>>,
+    /// What time it was when the lease was last renewed.
     clock: (DateTime<Utc>, Instant),
+    /// When it was appended to last.
+    appended: Option<DateTime<Utc>>,
 }
 
 /// Where a batch begins, and when.
@@ -159,7 +165,16 @@ impl Stream {
                     connection.commit().await.map_err(away)?;
                     let (last_recorded_at, clock) =
                         (row.get("last_recorded_at"), (row.get("now"), Instant::now()));
-                    return Ok(Self { connection, append, number, epoch, frontier, last_recorded_at, clock });
+                    return Ok(Self {
+                        connection,
+                        append,
+                        number,
+                        epoch,
+                        frontier,
+                        last_recorded_at,
+                        clock,
+                        appended: None,
+                    });
                 }
                 connection.client.batch_execute("ROLLBACK").await.map_err(away)?;
                 tracing::error!(
@@ -191,6 +206,7 @@ impl Stream {
                     frontier,
                     last_recorded_at: None,
                     clock,
+                    appended: None,
                 });
             }
         }
@@ -230,6 +246,18 @@ impl Stream {
     pub(super) async fn release(self, deadline: &Deadline) {
         // Without an answer the lease ends by itself.
         let _ = deadline.run(self.connection.client.execute(RELEASE, &[&self.number, &self.epoch])).await;
+    }
+
+    /// It, as it is shown.
+    pub(super) fn shown(&self) -> Leased {
+        // Each batch renews the lease too.
+        let renewed = self.appended.map_or(self.clock.0, |at| at.max(self.clock.0));
+        Leased {
+            stream: self.number,
+            size: self.frontier.size(),
+            epoch: self.epoch,
+            leased_until: renewed.checked_add_signed(LASTS).unwrap_or(renewed).into(),
+        }
     }
 
     /// Whether the connection has ended.
@@ -277,6 +305,7 @@ impl Stream {
             Ok(Ok(())) => {
                 self.frontier = sent.frontier;
                 self.last_recorded_at = Some(recorded_at);
+                self.appended = self.last_recorded_at;
                 Ok(at)
             }
             Ok(Err(refused)) => Err((refused, sent)),
@@ -380,6 +409,7 @@ impl Stream {
                         number: self.number,
                         epoch,
                         clock,
+                        appended: None,
                     }
                 });
                 Ok((settled, next))

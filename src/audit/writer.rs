@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::doing::Doing;
 use super::draft::Draft;
 use super::people::People;
 use super::queue::Request;
@@ -43,15 +44,19 @@ pub struct Writer {
     pub(super) stream: Option<Stream>,
     /// Where the look through what was staged goes on.
     staged: i64,
+    /// What is told of it.
+    doing: Arc<Doing>,
+    told: Option<i32>,
 }
 
 impl Writer {
     /// A writer without a stream yet.
-    pub fn new(
+    pub(super) fn new(
         store: Arc<Store>,
         keyring: Arc<Keyring>,
         requests: mpsc::Receiver<Request>,
         idempotency: Duration,
+        doing: Arc<Doing>,
         end: CancellationToken,
     ) -> Self {
         Self {
@@ -63,6 +68,8 @@ impl Writer {
             people: People::default(),
             stream: None,
             staged: 0,
+            doing,
+            told: None,
         }
     }
 
@@ -85,6 +92,7 @@ impl Writer {
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let end = self.end.clone();
         loop {
+            self.tell();
             let first = tokio::select! {
                 biased;
                 // First, so that a queue that is never empty keeps neither the clock nor the orphans waiting.
@@ -105,6 +113,14 @@ impl Writer {
         if let Some(stream) = self.stream.take() {
             stream.release(&self.step()).await;
         }
+    }
+
+    /// Notes which stream it has, for whoever asks.
+    fn tell(&mut self) {
+        let now = self.stream.as_ref().map(Stream::shown);
+        let told = now.as_ref().map(|leased| leased.stream);
+        self.doing.has(self.told, now);
+        self.told = told;
     }
 
     pub(super) fn step(&self) -> Deadline {
@@ -135,6 +151,9 @@ impl Writer {
             self.stream = None;
         }
         let Ok(own) = self.keyring.own() else { return };
+        if let Ok(lag) = staged::lag(&self.store, &deadline).await {
+            self.doing.lags(lag);
+        }
         match staged::orphans(&self.store, own, self.staged, &deadline).await {
             Ok((orphans, next)) => {
                 self.staged = next;
