@@ -5,6 +5,8 @@ mod columns;
 mod doing;
 mod draft;
 pub mod entry;
+mod filter;
+mod head_mac;
 mod heads;
 mod log;
 pub mod merkle;

@@ -11,6 +11,7 @@ use tokio_postgres::{Row, Statement};
 use super::columns::Columns;
 use super::doing::Leased;
 use super::entry::{Entry, FORMAT};
+use super::head_mac::{HEAD, head_parts};
 use super::merkle::{Frontier, Hash};
 use super::refused::{Refused, away, late, refusal};
 use crate::error::{Error, Result};
@@ -478,29 +479,4 @@ fn sealed_frontier(own: &Deployment, row: &Row) -> Option<Frontier> {
     let frontier = Frontier::from_bytes(size, row.get("frontier"))?;
     let sealed = head_parts(own.name(), number, row.get("sealed_epoch"), size, root);
     (frontier.root() == root && own.verifies(HEAD, &sealed.parts(), row.get("head_mac"))).then_some(frontier)
-}
-
-/// What the MAC of a head is for.
-pub(super) const HEAD: &str = "sidekeep head";
-
-/// What the MAC of a head is over.
-pub(super) struct HeadParts<'a> {
-    name: &'a str,
-    numbers: [[u8; 8]; 3],
-    root: Hash,
-}
-
-impl HeadParts<'_> {
-    pub(super) fn parts(&self) -> [&[u8]; 5] {
-        let [stream, epoch, size] = &self.numbers;
-        [self.name.as_bytes(), stream, epoch, size, self.root.bytes()]
-    }
-}
-
-pub(super) fn head_parts(name: &str, stream: i32, epoch: i64, size: u64, root: Hash) -> HeadParts<'_> {
-    HeadParts {
-        name,
-        numbers: [i64::from(stream).to_be_bytes(), epoch.to_be_bytes(), size.to_be_bytes()],
-        root,
-    }
 }

@@ -274,7 +274,18 @@ impl Calls {
         by
     }
 
-    /// Enters a call in the log, unless its entry is committed with its change. Nothing personal is answered before.
+    /// Enters a call that may take long when it begins.
+    ///
+    /// # Errors
+    /// The log cannot be written; the call must not go on.
+    pub async fn enter_begun(&self, by: &By) -> Result<()> {
+        let Some(entry) = self.methods.find(by.method) else { return Ok(()) };
+        self.enter(entry, by, &Ok(Box::default())).await?;
+        by.note_staged();
+        Ok(())
+    }
+
+    /// Enters a call in the log, unless its entry is committed already. Nothing personal is answered before.
     async fn enter(&self, entry: &Entry, by: &By, result: &Result<Box<RawValue>>) -> Result<()> {
         let wanted = match self.app.config.audit.access {
             AuditAccess::All => entry.entered,
