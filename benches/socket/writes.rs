@@ -3,9 +3,9 @@
 
 use serde_json::{Value, json};
 
-use super::client::Client;
-use super::place::Daemon;
-use super::report::{Report, Target, Turns, microseconds, times};
+use crate::support::client::Client;
+use crate::support::place::Daemon;
+use crate::support::report::{Report, Target, Turns, microseconds, times};
 use crate::Extent;
 
 /// Messages of a short and of a long conversation.
