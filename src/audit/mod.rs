@@ -31,7 +31,7 @@ mod writer;
 
 pub use by::By;
 pub use doing::Leased;
-pub use draft::{Draft, SUBJECT};
+pub use draft::{Draft, Known, SUBJECT};
 pub use log::{APPEND_MANY, Log, Staged, UnknownActor};
 pub use open::Shown;
 pub use queue::{Queue, Receipt};

@@ -86,7 +86,10 @@ pub struct Sealed {
 }
 
 /// Somebody whom a batch refers to: it is written only while the row is the same.
-pub(super) type Referred = (i64, Vec<u8>);
+pub(super) type Referred<'a> = (i64, &'a [u8]);
+
+/// An entry of a batch, and its number in `audit_staged` where it is there.
+pub(super) type Placed<'a> = (&'a mut Entry, Option<i64>);
 
 /// A leased stream and the connection that appends to it.
 #[derive(Debug)]
@@ -282,26 +285,30 @@ impl Stream {
     pub(super) async fn append(
         &mut self,
         own: &Deployment,
-        batch: &mut [Sealed],
-        people: &[Referred],
+        batch: &mut [Placed<'_>],
+        people: &[Referred<'_>],
         deadline: &Deadline,
     ) -> Result<Appended, (Refused, Sent)> {
         let recorded_at = self.now();
         let mut frontier = self.frontier.clone();
-        let mut columns = Columns::default();
+        let (mut leaves, mut subtrees) = (Vec::with_capacity(batch.len()), Vec::new());
         let first = i64::try_from(frontier.size()).unwrap_or(i64::MAX);
-        for sealed in batch.iter_mut() {
-            let entry = &mut sealed.entry;
+        for (entry, _) in batch.iter_mut() {
             entry.stream = self.number;
             entry.position = i64::try_from(frontier.size()).unwrap_or(i64::MAX);
             entry.recorded_at = recorded_at;
             entry.format = FORMAT;
             let leaf = entry.leaf();
-            frontier.push(leaf, |node, hash| columns.complete(node, hash));
-            columns.push(sealed, leaf);
+            leaves.push(leaf);
+            frontier.push(leaf, |node, hash| {
+                if node.level.is_multiple_of(8) {
+                    subtrees.push((node, hash));
+                }
+            });
         }
+        let columns = Columns::of(batch, &leaves, &subtrees);
         let at = Appended { stream: self.number, first, recorded_at };
-        let sent = Sent { at, first: <[Sealed]>::first(batch).map(|sealed| sealed.entry.leaf()), frontier };
+        let sent = Sent { at, first: leaves.first().copied(), frontier };
         match deadline.run(self.send(own, &sent, &columns, people)).await {
             Ok(Ok(())) => {
                 self.frontier = sent.frontier;
@@ -318,13 +325,12 @@ impl Stream {
         &self,
         own: &Deployment,
         sent: &Sent,
-        columns: &Columns,
-        people: &[Referred],
+        columns: &Columns<'_>,
+        people: &[Referred<'_>],
     ) -> Result<(), Refused> {
         let (size, root) = (sent.frontier.size(), sent.frontier.root());
         let mac = own.mac(HEAD, &head_parts(own.name(), self.number, self.epoch, size, root).parts());
-        let (ids, keys): (Vec<i64>, Vec<&[u8]>) =
-            people.iter().map(|(id, key)| (*id, key.as_slice())).unzip();
+        let (ids, keys): (Vec<i64>, Vec<&[u8]>) = people.iter().copied().unzip();
         let c = columns;
         let warnings = self.connection.seen.warnings();
         let (size, root, frontier) =
@@ -368,7 +374,7 @@ impl Stream {
     }
 
     /// The head did not move. Nothing was written, so there is time to ask why.
-    async fn why_not(&self, sent: &Sent, people: &[Referred]) -> Refused {
+    async fn why_not(&self, sent: &Sent, people: &[Referred<'_>]) -> Refused {
         const WHY: &str = "SELECT s.leased_until > now() AND s.closed_at IS NULL AND s.epoch = $2 AND s.size = $3 AS mine, \
             $4::timestamptz BETWEEN now() - interval '1 minute' AND now() + interval '1 minute' AS timely \
             FROM sidekeep.audit_streams s WHERE s.stream = $1";
