@@ -4,29 +4,26 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use diesel::dsl::sql;
-use diesel::pg::Pg;
 use diesel::prelude::{
     BoolExpressionMethods, ExpressionMethods, OptionalExtension, QueryDsl, SelectableHelper,
-    TextExpressionMethods,
 };
-use diesel::sql_types::{Bool, Int8, Jsonb};
 use diesel_async::RunQueryDsl;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::by::By;
-use super::draft::{ACTOR, SUBJECT};
-use super::entry::{Labels, Outcome};
+use super::entry::Outcome;
 use super::log::Log;
 use super::open::{Opener, Shown};
 use super::row::Stored;
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
-use crate::keyring::Person;
-use crate::store::Connection;
 use crate::store::schema::{audit_logs, audit_streams};
 use crate::values::{Limit, Page, RecordId, ResourceId, Term, UserId, decode, encode, fit};
+
+mod filter;
+
+use filter::{filtered, persons, size};
 
 /// Parameters of methods that name one entry: by id, or by stream and position.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -155,15 +152,7 @@ macro_rules! filter_of {
 }
 filter_of!(Query, Tail);
 
-type Rows<'a> = audit_logs::BoxedQuery<'a, Pg>;
 type Key = (DateTime<Utc>, i32, i64);
-
-/// The persons of a filter as they are in the keyring; nothing where one of them is unknown.
-struct Persons {
-    actor: Option<i64>,
-    subject: Option<i64>,
-    resource: Option<i64>,
-}
 
 impl Log {
     /// One entry.
@@ -341,85 +330,4 @@ impl Log {
         }
         Ok(items)
     }
-}
-
-/// The bytes of an entry that are not bounded otherwise.
-fn size() -> diesel::expression::SqlLiteral<Int8> {
-    sql::<Int8>(
-        "(coalesce(octet_length(metadata_sealed), 0) + coalesce(octet_length(client_sealed), 0))::bigint",
-    )
-}
-
-/// Looks the persons of a filter up; nothing where one of them is unknown, and so nothing can match.
-async fn persons(connection: &mut Connection, filter: &Filter) -> Result<Option<Persons>> {
-    let mut names: Vec<&str> =
-        [&filter.user_id, &filter.subject_user_id].into_iter().flatten().map(UserId::as_str).collect();
-    names.extend(filter.resource_id.as_ref().map(ResourceId::as_str));
-    let found = if names.is_empty() { Vec::new() } else { Person::find(connection, &names).await? };
-    let find = |name: Option<&str>| {
-        let name = name?;
-        found.iter().find(|person| person.user_id() == Some(name)).map(Person::subject_id)
-    };
-    let actor = find(filter.user_id.as_ref().map(UserId::as_str));
-    let subject = find(filter.subject_user_id.as_ref().map(UserId::as_str));
-    if (filter.user_id.is_some() && actor.is_none())
-        || (filter.subject_user_id.is_some() && subject.is_none())
-    {
-        return Ok(None);
-    }
-    Ok(Some(Persons { actor, subject, resource: find(filter.resource_id.as_ref().map(ResourceId::as_str)) }))
-}
-
-fn filtered<'a>(filter: &'a Filter, persons: &Persons) -> Rows<'a> {
-    let mut rows = audit_logs::table.into_boxed();
-    if let Some(actor) = persons.actor {
-        rows = rows.filter(audit_logs::actor_id.eq(actor));
-    }
-    if let Some(subject) = persons.subject {
-        rows = rows.filter(audit_logs::subject_id.eq(subject));
-    }
-    if let Some(action) = &filter.action {
-        rows = match action.as_str().strip_suffix('*') {
-            Some(beginning) => rows.filter(audit_logs::action.like(format!("{}%", escape(beginning)))),
-            None => rows.filter(audit_logs::action.eq(action.as_str())),
-        };
-    }
-    if let Some(kind) = &filter.resource_type {
-        rows = rows.filter(audit_logs::resource_type.eq(kind.as_str()));
-    }
-    if let Some(id) = &filter.resource_id {
-        let id = audit_logs::resource_id.eq(id.as_str());
-        rows = match persons.resource {
-            None => rows.filter(id),
-            Some(person) => rows.filter(
-                id.or(audit_logs::resource_id.eq(ACTOR).and(audit_logs::actor_id.eq(person)))
-                    .or(audit_logs::resource_id.eq(SUBJECT).and(audit_logs::subject_id.eq(person))),
-            ),
-        };
-    }
-    if let Some(outcome) = filter.outcome {
-        rows = rows.filter(audit_logs::outcome.eq(outcome.as_str()));
-    }
-    if let Some(from) = filter.from {
-        rows = rows.filter(
-            sql::<Bool>("coalesce(occurred_at, recorded_at) >= ")
-                .bind::<diesel::sql_types::Timestamptz, _>(from.utc()),
-        );
-    }
-    if let Some(to) = filter.to {
-        rows = rows.filter(
-            sql::<Bool>("coalesce(occurred_at, recorded_at) < ")
-                .bind::<diesel::sql_types::Timestamptz, _>(to.utc()),
-        );
-    }
-    if let Some(labels) = filter.labels.as_ref().filter(|labels| !labels.is_empty()) {
-        let labels = serde_json::to_value(Labels::of(labels.clone())).unwrap_or_default();
-        rows = rows.filter(sql::<Bool>("labels @> ").bind::<Jsonb, _>(labels));
-    }
-    rows
-}
-
-/// The beginning of an action as LIKE takes it.
-fn escape(text: &str) -> String {
-    text.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_")
 }
