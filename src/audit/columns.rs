@@ -2,7 +2,8 @@
 
 use chrono::{DateTime, Utc};
 
-use super::merkle::{Hash, Node};
+use super::growth::Tile;
+use super::merkle::Hash;
 use super::stream::Sealed;
 
 /// The values of a batch, a list for each column.
@@ -24,6 +25,7 @@ pub(super) struct Columns {
     pub(super) level: Vec<i32>,
     pub(super) index: Vec<i64>,
     pub(super) hash: Vec<Vec<u8>>,
+    pub(super) children: Vec<Vec<u8>>,
     pub(super) staged: Vec<i64>,
 }
 
@@ -47,14 +49,13 @@ impl Columns {
         self.staged.extend(sealed.staged);
     }
 
-    /// Adds a subtree that is stored.
-    pub(super) fn complete(&mut self, node: Node, hash: Hash) {
-        if node.level.is_multiple_of(8)
-            && let (Ok(level), Ok(index)) = (i32::try_from(node.level), i64::try_from(node.index))
-        {
+    /// Adds a tile that was completed.
+    pub(super) fn complete(&mut self, tile: &Tile) {
+        if let (Ok(level), Ok(index)) = (i32::try_from(tile.node.level), i64::try_from(tile.node.index)) {
             self.level.push(level);
             self.index.push(index);
-            self.hash.push(hash.bytes().to_vec());
+            self.hash.push(tile.hash.bytes().to_vec());
+            self.children.push(tile.children.iter().flat_map(|hash| *hash.bytes()).collect());
         }
     }
 }

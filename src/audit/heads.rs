@@ -11,8 +11,9 @@ use diesel::sql_types::Timestamptz;
 use diesel_async::RunQueryDsl;
 
 use super::entry::Head;
+use super::growth::Tile;
 use super::log::Log;
-use super::merkle::{Frontier, Hash, Node, cover};
+use super::merkle::Hash;
 use super::note::{self, Checkpoint};
 use super::stream::{HEAD, head_parts};
 use super::tree::{HEADS, Tree};
@@ -34,6 +35,7 @@ pub(super) struct StreamRow {
     pub(super) root: Vec<u8>,
     pub(super) head_mac: Vec<u8>,
     pub(super) frontier: Vec<u8>,
+    pub(super) edge: Vec<u8>,
 }
 
 /// A row of `audit_heads`.
@@ -56,6 +58,7 @@ pub(super) struct CheckpointRow {
     pub(super) root: Vec<u8>,
     pub(super) note: String,
     pub(super) at: DateTime<Utc>,
+    pub(super) edge: Option<Vec<u8>>,
 }
 
 #[derive(Insertable)]
@@ -65,6 +68,7 @@ struct NewNode {
     level: i32,
     index: i64,
     hash: Vec<u8>,
+    children: Vec<u8>,
 }
 
 impl StreamRow {
@@ -138,26 +142,31 @@ impl Log {
             .select((audit_heads::stream, audit_heads::size))
             .load(tx)
             .await?;
-        let last: HashMap<i32, i64> = last.into_iter().collect();
+        let known: HashMap<i32, i64> = last.into_iter().collect();
         let grown: Vec<&StreamRow> = streams
             .iter()
-            .filter(|stream| stream.size > last.get(&stream.stream).copied().unwrap_or(0))
+            .filter(|stream| stream.size > known.get(&stream.stream).copied().unwrap_or(0))
             .collect();
-        let size: i64 = audit_heads::table.count().get_result(tx).await?;
+        let last: Option<i64> =
+            audit_heads::table.select(diesel::dsl::max(audit_heads::index)).get_result(tx).await?;
+        let size = last.map_or(0, |last| last.saturating_add(1));
         if grown.is_empty() {
             return Ok(false);
         }
         let at: DateTime<Utc> =
             diesel::select(sql::<Timestamptz>("clock_timestamp()")).get_result(tx).await?;
-        let mut frontier = heads_frontier(tx, u64::try_from(size).map_err(Error::internal)?).await?;
+        let mut tree = Tree::Heads.growth(tx).await?;
+        if i64::try_from(tree.size()).ok() != Some(size) {
+            return Err(Error::Tampered { at: "audit_heads: a head is missing, or in no checkpoint".into() });
+        }
         let (mut heads, mut nodes) = (Vec::new(), Vec::new());
         for stream in grown {
             let root = stream.sealed_root(self)?.ok_or_else(|| Error::Tampered {
                 at: format!("audit_streams, stream {}: its head was not sealed by a daemon", stream.stream),
             })?;
-            let index = i64::try_from(frontier.size()).map_err(Error::internal)?;
+            let index = i64::try_from(tree.size()).map_err(Error::internal)?;
             let leaf = Head::new(at, root, stream.size, stream.stream).leaf();
-            frontier.push(leaf, |node, hash| nodes.extend(stored(node, hash)));
+            tree.push(leaf, |tile| nodes.extend(stored(&tile)));
             heads.push(HeadRow {
                 index,
                 stream: stream.stream,
@@ -167,12 +176,13 @@ impl Log {
                 leaf_hash: leaf.bytes().to_vec(),
             });
         }
-        let checkpoint = Checkpoint { size: frontier.size(), root: frontier.root() };
+        let checkpoint = Checkpoint { size: tree.size(), root: tree.root() };
         let row = CheckpointRow {
             size: i64::try_from(checkpoint.size).map_err(Error::internal)?,
             root: checkpoint.root.bytes().to_vec(),
             note: note::sign(self.keyring.deployment(), &checkpoint, signer),
             at,
+            edge: Some(tree.edge()),
         };
         diesel::insert_into(audit_heads::table).values(heads).execute(tx).await?;
         diesel::insert_into(audit_nodes::table).values(nodes).execute(tx).await?;
@@ -181,29 +191,19 @@ impl Log {
     }
 }
 
-/// The frontier of the heads log at this size.
-async fn heads_frontier(tx: &mut Connection, size: u64) -> Result<Frontier> {
-    let nodes = cover(0, size);
-    let known = Tree::Heads.hashes(tx, &nodes).await?;
-    let peaks: Option<Vec<Hash>> = nodes.iter().map(|node| known.get(node).copied()).collect();
-    peaks
-        .and_then(|peaks| Frontier::new(size, peaks))
-        .ok_or_else(|| Error::Tampered { at: "audit_heads: a head is missing".into() })
-}
-
 pub(super) async fn newest(connection: &mut Connection) -> Result<Option<CheckpointRow>> {
     let row =
         audit_checkpoints::table.order(audit_checkpoints::size.desc()).select(CheckpointRow::as_select());
     Ok(row.first(connection).await.optional()?)
 }
 
-fn stored(node: Node, hash: Hash) -> Option<NewNode> {
-    node.level.is_multiple_of(8).then_some(())?;
+fn stored(tile: &Tile) -> Option<NewNode> {
     Some(NewNode {
         stream: HEADS,
-        level: i32::try_from(node.level).ok()?,
-        index: i64::try_from(node.index).ok()?,
-        hash: hash.bytes().to_vec(),
+        level: i32::try_from(tile.node.level).ok()?,
+        index: i64::try_from(tile.node.index).ok()?,
+        hash: tile.hash.bytes().to_vec(),
+        children: tile.children.iter().flat_map(|hash| *hash.bytes()).collect(),
     })
 }
 

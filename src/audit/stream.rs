@@ -10,6 +10,7 @@ use tokio_postgres::{Row, Statement};
 
 use super::columns::Columns;
 use super::entry::{Entry, FORMAT};
+use super::growth::Growth;
 use super::merkle::{Frontier, Hash};
 use super::refused::{Refused, away, late, refusal};
 use crate::error::{Error, Result};
@@ -23,7 +24,7 @@ const LEASE: &str = "15 seconds";
 const TAKE: &str = "UPDATE sidekeep.audit_streams SET epoch = epoch + 1, leased_until = now() + $1::text::interval \
     WHERE stream = (SELECT stream FROM sidekeep.audit_streams WHERE leased_until < now() AND closed_at IS NULL \
     ORDER BY stream LIMIT 1 FOR UPDATE SKIP LOCKED) \
-    RETURNING stream, epoch - 1 AS sealed_epoch, epoch, size, root, head_mac, frontier, last_recorded_at, clock_timestamp() AS now";
+    RETURNING stream, epoch - 1 AS sealed_epoch, epoch, size, root, head_mac, frontier, edge, last_recorded_at, clock_timestamp() AS now";
 /// Makes a stream where there is none to take. Two daemons at once: one of them takes the next number.
 const MAKE: &str = "INSERT INTO sidekeep.audit_streams (stream, epoch, size, root, head_mac, frontier, leased_until) \
     SELECT $1, 1, 0, $2, $3, '', now() + $4::text::interval ON CONFLICT DO NOTHING RETURNING clock_timestamp() AS now";
@@ -40,7 +41,7 @@ const FENCE: &str = "UPDATE sidekeep.audit_streams SET epoch = epoch + 1, leased
 /// time within a minute of PostgreSQL's, and with every person still there under the same key; everything else hangs on
 /// the head. Staged entries that were not there to be taken make it fail as a whole.
 const APPEND: &str = "WITH head AS ( \
-    UPDATE sidekeep.audit_streams SET size = $4, root = $5, head_mac = $6, frontier = $7, last_recorded_at = $8, \
+    UPDATE sidekeep.audit_streams SET size = $4, root = $5, head_mac = $6, frontier = $7, edge = $29, last_recorded_at = $8, \
         leased_until = now() + interval '15 seconds' \
     WHERE stream = $1 AND epoch = $2 AND size = $3 AND leased_until > now() AND closed_at IS NULL \
         AND $8::timestamptz BETWEEN now() - interval '1 minute' AND now() + interval '1 minute' \
@@ -55,8 +56,9 @@ const APPEND: &str = "WITH head AS ( \
             $18::text[], $19::timestamptz[], $20::jsonb[], $21::bytea[], $22::bytea[], $23::bytea[]) \
             AS e (position, id, actor_id, subject_id, action, resource_type, resource_id, outcome, occurred_at, labels, \
             client_sealed, metadata_sealed, leaf_hash)), \
-    nodes AS (INSERT INTO sidekeep.audit_nodes (stream, level, index, hash) \
-        SELECT head.stream, n.level, n.index, n.hash FROM head, unnest($24::int[], $25::bigint[], $26::bytea[]) AS n (level, index, hash)), \
+    nodes AS (INSERT INTO sidekeep.audit_nodes (stream, level, index, hash, children) \
+        SELECT head.stream, n.level, n.index, n.hash, n.children FROM head, \
+            unnest($24::int[], $25::bigint[], $26::bytea[], $28::bytea[]) AS n (level, index, hash, children)), \
     gone AS (DELETE FROM sidekeep.audit_staged WHERE number = ANY ($27::bigint[]) AND EXISTS (SELECT FROM head) RETURNING 1) \
     SELECT (SELECT count(*) FROM head) AS heads, \
         CASE WHEN (SELECT count(*) FROM head) = 1 AND (SELECT count(*) FROM gone) <> cardinality($27::bigint[]) \
@@ -82,7 +84,7 @@ pub(super) struct Stream {
     /// Its number.
     pub number: i32,
     epoch: i64,
-    frontier: Frontier,
+    tree: Growth,
     last_recorded_at: Option<DateTime<Utc>>,
     clock: (DateTime<Utc>, Instant),
 }
@@ -114,7 +116,7 @@ pub(super) enum Settled {
 pub(super) struct Sent {
     /// Where it begins.
     pub at: Appended,
-    frontier: Frontier,
+    tree: Growth,
 }
 
 impl Stream {
@@ -149,6 +151,9 @@ impl Stream {
         let size = u64::try_from(row.get::<_, i64>("size")).map_err(|_| tampered())?;
         let root = Hash::read(row.get("root")).ok_or_else(tampered)?;
         let frontier = Frontier::from_bytes(size, row.get("frontier")).ok_or_else(tampered)?;
+        // The peaks of the edge are those that lead to the sealed root.
+        let tree = Growth::read(size, row.get("edge")).filter(|tree| *tree.frontier() == frontier);
+        let tree = tree.ok_or_else(tampered)?;
         let sealed = head_parts(own.name(), number, row.get("sealed_epoch"), size, root);
         if frontier.root() != root || !own.verifies(HEAD, &sealed.parts(), row.get("head_mac")) {
             return Err(tampered());
@@ -161,7 +166,7 @@ impl Stream {
             append,
             number,
             epoch,
-            frontier,
+            tree,
             last_recorded_at: row.get("last_recorded_at"),
             clock: (row.get("now"), Instant::now()),
         })
@@ -171,9 +176,9 @@ impl Stream {
         loop {
             let next = connection.client.query_one(NEXT, &[]).await.map_err(away)?;
             let number: i32 = next.get("stream");
-            let frontier = Frontier::default();
-            let mac = own.mac(HEAD, &head_parts(own.name(), number, 1, 0, frontier.root()).parts());
-            let root = frontier.root().bytes().to_vec();
+            let tree = Growth::default();
+            let mac = own.mac(HEAD, &head_parts(own.name(), number, 1, 0, tree.root()).parts());
+            let root = tree.root().bytes().to_vec();
             let made =
                 connection.client.query_opt(MAKE, &[&number, &root, &mac, &LEASE]).await.map_err(away)?;
             if let Some(row) = made {
@@ -183,7 +188,7 @@ impl Stream {
                     append,
                     number,
                     epoch: 1,
-                    frontier,
+                    tree,
                     last_recorded_at: None,
                     clock,
                 });
@@ -240,24 +245,24 @@ impl Stream {
         deadline: &Deadline,
     ) -> Result<Appended, (Refused, Sent)> {
         let recorded_at = self.now();
-        let mut frontier = self.frontier.clone();
+        let mut tree = self.tree.clone();
         let mut columns = Columns::default();
-        let first = i64::try_from(frontier.size()).unwrap_or(i64::MAX);
+        let first = i64::try_from(tree.size()).unwrap_or(i64::MAX);
         for sealed in batch.iter_mut() {
             let entry = &mut sealed.entry;
             entry.stream = self.number;
-            entry.position = i64::try_from(frontier.size()).unwrap_or(i64::MAX);
+            entry.position = i64::try_from(tree.size()).unwrap_or(i64::MAX);
             entry.recorded_at = recorded_at;
             entry.format = FORMAT;
             let leaf = entry.leaf();
-            frontier.push(leaf, |node, hash| columns.complete(node, hash));
+            tree.push(leaf, |tile| columns.complete(&tile));
             columns.push(sealed, leaf);
         }
         let at = Appended { stream: self.number, first, recorded_at };
-        let sent = Sent { at, frontier };
+        let sent = Sent { at, tree };
         match deadline.run(self.send(own, &sent, &columns, people)).await {
             Ok(Ok(())) => {
-                self.frontier = sent.frontier;
+                self.tree = sent.tree;
                 self.last_recorded_at = Some(recorded_at);
                 Ok(at)
             }
@@ -273,14 +278,18 @@ impl Stream {
         columns: &Columns,
         people: &[Referred],
     ) -> Result<(), Refused> {
-        let (size, root) = (sent.frontier.size(), sent.frontier.root());
+        let (size, root) = (sent.tree.size(), sent.tree.root());
         let mac = own.mac(HEAD, &head_parts(own.name(), self.number, self.epoch, size, root).parts());
         let (ids, keys): (Vec<i64>, Vec<&[u8]>) =
             people.iter().map(|(id, key)| (*id, key.as_slice())).unzip();
         let c = columns;
         let warnings = self.connection.seen.warnings();
-        let (size, root, frontier) =
-            (i64::try_from(size).unwrap_or(i64::MAX), root.bytes().as_slice(), sent.frontier.to_bytes());
+        let (size, root, frontier) = (
+            i64::try_from(size).unwrap_or(i64::MAX),
+            root.bytes().as_slice(),
+            sent.tree.frontier().to_bytes(),
+        );
+        let edge = sent.tree.edge();
         let params: &[&(dyn ToSql + Sync)] = &[
             &self.number,
             &self.epoch,
@@ -309,6 +318,8 @@ impl Stream {
             &c.index,
             &c.hash,
             &c.staged,
+            &c.children,
+            &edge,
         ];
         match self.connection.client.query_one(&self.append, params).await {
             // "Committed locally, but might not have been replicated": not what was asked for.
@@ -351,7 +362,7 @@ impl Stream {
                 let next = epoch_and_connection.map(|(epoch, connection, append, clock)| {
                     let committed = settled == Settled::Committed;
                     Self {
-                        frontier: if committed { sent.frontier } else { self.frontier },
+                        tree: if committed { sent.tree } else { self.tree },
                         last_recorded_at: if committed {
                             Some(sent.at.recorded_at)
                         } else {
@@ -392,9 +403,9 @@ impl Stream {
                 return Ok((self.look(&connection, sent).await?, None));
             };
             let (epoch, root): (i64, &[u8]) = (row.get("epoch"), row.get("root"));
-            let committed = root == sent.frontier.root().bytes();
-            let frontier = if committed { &sent.frontier } else { &self.frontier };
-            let parts = head_parts(own.name(), self.number, epoch, frontier.size(), frontier.root());
+            let committed = root == sent.tree.root().bytes();
+            let tree = if committed { &sent.tree } else { &self.tree };
+            let parts = head_parts(own.name(), self.number, epoch, tree.size(), tree.root());
             let mac = own.mac(HEAD, &parts.parts());
             connection.client.execute(SEAL, &[&self.number, &epoch, &mac]).await.map_err(away)?;
             connection.commit().await.map_err(away)?;

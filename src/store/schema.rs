@@ -127,6 +127,7 @@ diesel::table! {
         last_recorded_at -> Nullable<Timestamptz>,
         leased_until -> Timestamptz,
         closed_at -> Nullable<Timestamptz>,
+        edge -> Bytea,
     }
 }
 
@@ -136,6 +137,7 @@ diesel::table! {
         level -> Int4,
         index -> Int8,
         hash -> Bytea,
+        children -> Nullable<Bytea>,
     }
 }
 
@@ -173,6 +175,7 @@ diesel::table! {
         root -> Bytea,
         note -> Text,
         at -> Timestamptz,
+        edge -> Nullable<Bytea>,
     }
 }
 
