@@ -61,6 +61,11 @@ impl Labels {
         serde_json::from_value::<BTreeMap<String, String>>(value.clone()).ok().map(Self)
     }
 
+    /// Labels as PostgreSQL writes them.
+    pub fn read(json: &[u8]) -> Option<Self> {
+        serde_json::from_slice::<BTreeMap<String, String>>(json).ok().map(Self)
+    }
+
     /// The labels in the order of their keys.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(key, value)| (key.as_str(), value.as_str()))

@@ -72,6 +72,11 @@ struct NewNode {
 }
 
 impl StreamRow {
+    /// How many entries it has.
+    pub(super) fn size(&self) -> u64 {
+        u64::try_from(self.size).unwrap_or(0)
+    }
+
     /// The root, where a daemon has sealed this head.
     pub(super) fn sealed_root(&self, log: &Log) -> Result<Option<Hash>> {
         let (Some(root), Ok(size)) = (Hash::read(&self.root), u64::try_from(self.size)) else {

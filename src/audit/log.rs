@@ -26,6 +26,7 @@ pub struct Log {
     pub(super) keyring: Arc<Keyring>,
     pub(super) signers: Vec<SigningKey>,
     pub(super) verified: AtomicU64,
+    pub(super) to_verify: AtomicU64,
     queue: Queue,
 }
 
@@ -52,13 +53,13 @@ impl Log {
             let writer = Writer::new(store.clone(), keyring.clone(), requests, idempotency, end.clone());
             store.tracker().spawn(writer.run());
         }
-        Self { store, keyring, signers, verified: AtomicU64::new(0), queue }
+        Self { store, keyring, signers, verified: AtomicU64::new(0), to_verify: AtomicU64::new(0), queue }
     }
 
     /// The log for reading alone, by a process that appends nothing.
     pub fn reader(store: Arc<Store>, keyring: Arc<Keyring>, signers: Vec<SigningKey>) -> Self {
         let (queue, _) = Queue::new(1, std::time::Duration::ZERO);
-        Self { store, keyring, signers, verified: AtomicU64::new(0), queue }
+        Self { store, keyring, signers, verified: AtomicU64::new(0), to_verify: AtomicU64::new(0), queue }
     }
 
     /// Whether this daemon has a key to sign checkpoints with.
@@ -66,9 +67,9 @@ impl Log {
         !self.signers.is_empty()
     }
 
-    /// About how many entries the verification that runs has looked at.
-    pub fn verified(&self) -> u64 {
-        self.verified.load(Ordering::Relaxed)
+    /// About how many leaves the verification that runs has looked at, and how many entries the log has.
+    pub fn verified(&self) -> (u64, u64) {
+        (self.verified.load(Ordering::Relaxed), self.to_verify.load(Ordering::Relaxed))
     }
 
     /// How many requests wait.

@@ -75,6 +75,8 @@ pub(super) struct Run {
     pub(super) holder: Option<String>,
     pub(super) counts: Option<Value>,
     pub(super) error: Option<String>,
+    /// What was asked for.
+    pub(super) asked: Option<Value>,
 }
 
 impl Run {
@@ -194,19 +196,21 @@ impl Claim<'_> {
     pub(super) async fn asked(
         self,
         store: &Store,
+        asked: Option<&Value>,
         dry_run: bool,
         deadline: &Deadline,
     ) -> Result<Option<Run>> {
         const CLAIM: &str = "WITH claimed AS ( \
-            INSERT INTO sidekeep.job_runs (run, name, due_at, started_at, state, dry_run, epoch, heartbeat_at, holder) \
-            VALUES ($1, $2, now(), now(), 'running', $3, 1, now(), $4) ON CONFLICT DO NOTHING RETURNING *) \
+            INSERT INTO sidekeep.job_runs (run, name, due_at, started_at, state, dry_run, epoch, heartbeat_at, holder, asked) \
+            VALUES ($1, $2, now(), now(), 'running', $3, 1, now(), $4, $5) ON CONFLICT DO NOTHING RETURNING *) \
             SELECT * FROM claimed UNION ALL SELECT * FROM sidekeep.job_runs WHERE run = $1";
         let claimed = store.single(deadline, "jobs.claim", async |connection| {
             let query = diesel::sql_query(CLAIM)
                 .bind::<Text, _>(self.run)
                 .bind::<Text, _>(self.name)
                 .bind::<Bool, _>(dry_run)
-                .bind::<Text, _>(self.holder);
+                .bind::<Text, _>(self.holder)
+                .bind::<Nullable<Jsonb>, _>(asked);
             Ok(query.load::<Run>(connection).await?)
         });
         Ok(claimed.await?.pop())

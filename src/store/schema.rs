@@ -180,6 +180,17 @@ diesel::table! {
 }
 
 diesel::table! {
+    sidekeep.audit_verified (stream) {
+        stream -> Int4,
+        blocks -> Int8,
+        edge -> Bytea,
+        again -> Int8,
+        at -> Timestamptz,
+        mac -> Bytea,
+    }
+}
+
+diesel::table! {
     sidekeep.job_runs (run) {
         run -> Text,
         name -> Text,
@@ -193,6 +204,7 @@ diesel::table! {
         holder -> Nullable<Text>,
         counts -> Nullable<Jsonb>,
         error -> Nullable<Text>,
+        asked -> Nullable<Jsonb>,
     }
 }
 
