@@ -14,6 +14,8 @@ const HEADER: usize = 19;
 pub struct CopiedRows {
     stream: Pin<Box<tokio_postgres::CopyOutStream>>,
     began: bool,
+    /// It must not be asked again then.
+    ended: bool,
 }
 
 impl std::fmt::Debug for CopiedRows {
@@ -29,7 +31,7 @@ impl Dedicated {
     /// PostgreSQL's.
     pub async fn copy(&self, query: &str) -> Result<CopiedRows, tokio_postgres::Error> {
         let stream = self.client.copy_out(&format!("COPY ({query}) TO STDOUT (FORMAT binary)")).await?;
-        Ok(CopiedRows { stream: Box::pin(stream), began: false })
+        Ok(CopiedRows { stream: Box::pin(stream), began: false, ended: false })
     }
 }
 
@@ -40,8 +42,11 @@ impl CopiedRows {
     /// PostgreSQL's.
     pub async fn next(&mut self, most: usize, bytes: usize) -> Result<Vec<Columns>, tokio_postgres::Error> {
         let (mut rows, mut size) = (Vec::new(), 0_usize);
-        while rows.len() < most && size < bytes {
-            let Some(message) = self.stream.next().await else { break };
+        while !self.ended && rows.len() < most && size < bytes {
+            let Some(message) = self.stream.next().await else {
+                self.ended = true;
+                break;
+            };
             let mut row = message?;
             if !self.began {
                 self.began = true;
