@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
 use super::by::By;
+use super::doing::{Doing, Leased};
 use super::draft::{Draft, Known};
 use super::entry::{Append, Outcome};
 use super::queue::{Queue, Receipt};
@@ -28,6 +30,7 @@ pub struct Log {
     pub(super) verified: AtomicU64,
     pub(super) to_verify: AtomicU64,
     queue: Queue,
+    doing: Arc<Doing>,
 }
 
 /// What was staged, if anything is to be.
@@ -48,18 +51,22 @@ impl Log {
         end: &CancellationToken,
     ) -> Self {
         let (queue, receivers) = Queue::new(audit.streams, audit.max_wait.duration());
+        let doing = Arc::new(Doing::default());
         for requests in receivers {
             let idempotency = audit.idempotency.duration();
-            let writer = Writer::new(store.clone(), keyring.clone(), requests, idempotency, end.clone());
+            let (store_too, doing) = (store.clone(), doing.clone());
+            let writer = Writer::new(store_too, keyring.clone(), requests, idempotency, doing, end.clone());
             store.tracker().spawn(writer.run());
         }
-        Self { store, keyring, signers, verified: AtomicU64::new(0), to_verify: AtomicU64::new(0), queue }
+        let (verified, to_verify) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { store, keyring, signers, verified, to_verify, queue, doing }
     }
 
     /// The log for reading alone, by a process that appends nothing.
     pub fn reader(store: Arc<Store>, keyring: Arc<Keyring>, signers: Vec<SigningKey>) -> Self {
-        let (queue, _) = Queue::new(1, std::time::Duration::ZERO);
-        Self { store, keyring, signers, verified: AtomicU64::new(0), to_verify: AtomicU64::new(0), queue }
+        let (queue, _) = Queue::new(1, Duration::ZERO);
+        let (verified, to_verify) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { store, keyring, signers, verified, to_verify, queue, doing: Arc::default() }
     }
 
     /// Whether this daemon has a key to sign checkpoints with.
@@ -72,9 +79,19 @@ impl Log {
         (self.verified.load(Ordering::Relaxed), self.to_verify.load(Ordering::Relaxed))
     }
 
-    /// How many requests wait.
-    pub fn waiting(&self) -> usize {
-        self.queue.len()
+    /// How many requests wait, and how many may.
+    pub fn waiting(&self) -> (usize, usize) {
+        (self.queue.len(), self.queue.max())
+    }
+
+    /// The streams that this daemon has leased.
+    pub fn leased(&self) -> Vec<Leased> {
+        self.doing.leased()
+    }
+
+    /// How many entries were staged and waited when it was last looked, how long the oldest had, and how long ago that was.
+    pub fn lag(&self) -> Option<(staged::Lag, Duration)> {
+        self.doing.lag()
     }
 
     /// Makes the months ahead of need. Answers how many were made.
@@ -111,7 +128,7 @@ impl Log {
             }
             drafts.push(draft);
         }
-        self.queue.append(by.connection, drafts, &by.deadline).await
+        self.queue.append(by.connection, drafts, by.turn(), &by.deadline).await
     }
 
     /// Appends the access entry of a call that staged none, and waits for the commit.
@@ -119,7 +136,7 @@ impl Log {
     /// # Errors
     /// As [`Log::append`]; the call must not be answered then.
     pub async fn note(&self, by: &By, outcome: Outcome, deadline: &Deadline) -> Result<()> {
-        self.queue.append(by.connection, vec![by.draft(outcome)?], deadline).await.map(drop)
+        self.queue.append(by.connection, vec![by.draft(outcome)?], by.turn(), deadline).await.map(drop)
     }
 
     /// Enters that a peer was refused so often.
@@ -180,7 +197,7 @@ impl Log {
     /// # Errors
     /// [`Error::Unavailable`] when the deadline comes first.
     pub async fn drained(&self, deadline: &Deadline) -> Result<()> {
-        staged::drained(&self.store, deadline).await
+        staged::drained(&self.store, self.keyring.own()?, deadline).await
     }
 }
 

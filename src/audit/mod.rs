@@ -2,6 +2,7 @@
 
 mod by;
 mod columns;
+mod doing;
 mod draft;
 pub mod entry;
 mod growth;
@@ -21,14 +22,18 @@ pub mod row;
 pub mod staged;
 mod stream;
 mod tree;
+mod turn;
 pub mod verify;
+mod weed;
 mod work;
 mod writer;
 
 pub use by::By;
+pub use doing::Leased;
 pub use draft::{Draft, SUBJECT};
 pub use log::{APPEND_MANY, Log, Staged, UnknownActor};
 pub use open::Shown;
 pub use queue::{Queue, Receipt};
 pub use stream::Sealed;
+pub use turn::{Turn, Turns};
 pub use writer::Writer;

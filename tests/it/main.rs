@@ -13,6 +13,10 @@
 )]
 
 mod access;
+mod append_faults;
+mod append_faults_clock;
+mod append_faults_data;
+mod append_faults_load;
 mod audit;
 mod bad_input;
 mod commands;
