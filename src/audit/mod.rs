@@ -4,6 +4,7 @@ mod by;
 mod columns;
 mod draft;
 pub mod entry;
+pub mod gap;
 mod heads;
 mod log;
 pub mod merkle;
