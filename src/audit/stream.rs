@@ -11,6 +11,7 @@ use tokio_postgres::{Row, Statement};
 use super::columns::Columns;
 use super::entry::{Entry, FORMAT};
 use super::merkle::{Frontier, Hash};
+use super::publication::Publication;
 use super::refused::{Refused, away, late, refusal};
 use crate::error::{Error, Result};
 use crate::keyring::Deployment;
@@ -118,12 +119,17 @@ pub(super) struct Sent {
 }
 
 impl Stream {
-    /// Leases a stream on a connection of its own.
+    /// Leases a stream on a connection of its own, once the log that it leads to was compared with its publication.
     ///
     /// # Errors
     /// [`Error::Unavailable`]; [`Error::Tampered`] when the head of the stream is not one that a daemon has sealed.
-    pub(super) async fn lease(store: &Store, own: &Deployment, deadline: &Deadline) -> Result<Self> {
-        let connection = store.dedicated(deadline).await?;
+    pub(super) async fn lease(
+        publication: &Publication,
+        own: &Deployment,
+        deadline: &Deadline,
+    ) -> Result<Self> {
+        let connection = publication.store.dedicated(deadline).await?;
+        publication.admit(&connection.run, deadline).await?;
         let leasing = async {
             let append = connection.client.prepare(APPEND).await.map_err(away)?;
             // The new epoch and its seal are one transaction: a head without its seal would be refused ever after.
@@ -393,6 +399,10 @@ impl Stream {
             };
             let (epoch, root): (i64, &[u8]) = (row.get("epoch"), row.get("root"));
             let committed = root == sent.frontier.root().bytes();
+            if !committed && root != self.frontier.root().bytes() {
+                // Another server, which lacks what this daemon had appended before. Without a commit the fence is undone.
+                return Ok((Settled::NotCommitted, None));
+            }
             let frontier = if committed { &sent.frontier } else { &self.frontier };
             let parts = head_parts(own.name(), self.number, epoch, frontier.size(), frontier.root());
             let mac = own.mac(HEAD, &parts.parts());

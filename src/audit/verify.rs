@@ -164,7 +164,10 @@ impl Log {
                 Ok((findings, erased))
             })
             .await?;
-        let (Findings { entries, breaks, gaps, .. }, erased_subjects) = findings;
+        let (Findings { entries, mut breaks, gaps, .. }, erased_subjects) = findings;
+        if whole {
+            breaks.extend(self.publication.contradictions(deadline).await?);
+        }
         let gaps = u64::try_from(gaps.len()).unwrap_or(u64::MAX);
         let verdict = if breaks.is_empty() { "intact" } else { "broken" };
         Ok(Report { verdict, entries, erased_subjects, gaps, breaks })

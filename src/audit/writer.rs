@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::draft::Draft;
 use super::log::in_entry;
 use super::people::People;
+use super::publication::Publication;
 use super::queue::Request;
 use super::refused::Refused;
 use super::repeat;
@@ -40,6 +41,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// One writer: it has at most one stream at a time.
 #[derive(Debug)]
 pub struct Writer {
+    publication: Arc<Publication>,
     store: Arc<Store>,
     keyring: Arc<Keyring>,
     requests: mpsc::Receiver<Request>,
@@ -52,13 +54,22 @@ pub struct Writer {
 impl Writer {
     /// A writer without a stream yet.
     pub fn new(
-        store: Arc<Store>,
-        keyring: Arc<Keyring>,
+        publication: Arc<Publication>,
         requests: mpsc::Receiver<Request>,
         idempotency: Duration,
         end: CancellationToken,
     ) -> Self {
-        Self { store, keyring, requests, idempotency, end, people: People::default(), stream: None }
+        let (store, keyring) = (publication.store.clone(), publication.keyring.clone());
+        Self {
+            publication,
+            store,
+            keyring,
+            requests,
+            idempotency,
+            end,
+            people: People::default(),
+            stream: None,
+        }
     }
 
     /// Writes until the end, and then for a little while what is left in the queue.
@@ -171,8 +182,14 @@ impl Writer {
             self.stream = None;
             match self.lease(&deadline).await {
                 Ok(stream) => self.stream = Some(stream),
-                Err(error) => return Err((error, batch)),
+                Err(error) if self.publication.refusal().is_none() => return Err((error, batch)),
+                Err(_) => {}
             }
+        }
+        // What is staged stays so, until the gap is declared.
+        if self.publication.refusal().is_some() {
+            refuse(batch, || self.publication.refusal().unwrap_or_else(|| Error::unavailable("try again")));
+            return Ok(Vec::new());
         }
         let batch = match self.weed(batch).await {
             Ok(batch) => batch,
@@ -210,7 +227,7 @@ impl Writer {
     }
 
     async fn lease(&self, deadline: &Deadline) -> Result<Stream> {
-        Stream::lease(&self.store, self.keyring.own()?, deadline).await
+        Stream::lease(&self.publication, self.keyring.own()?, deadline).await
     }
 
     fn seal(&self, batch: &[Work]) -> Result<Vec<Sealed>> {

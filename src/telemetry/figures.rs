@@ -26,6 +26,16 @@ pub const JOB_RUNS: &str = "sidekeep_job_runs_total";
 pub const JOB_DURATION: &str = "sidekeep_job_duration_seconds";
 /// How long ago the last run of a job ended, by `job`.
 pub const JOB_AGE: &str = "sidekeep_job_age_seconds";
+/// How the audit log stands to its publication, by `state`: 1 for the one that it is.
+pub const PUBLICATION: &str = "sidekeep_publication";
+/// How many heads the newest published checkpoint covers.
+pub const PUBLISHED_HEADS: &str = "sidekeep_published_heads";
+/// How old the newest published checkpoint is.
+pub const PUBLICATION_AGE: &str = "sidekeep_publication_age_seconds";
+/// Checkpoints that this daemon has published.
+pub const PUBLICATIONS: &str = "sidekeep_publications_total";
+/// Streams whose loss this daemon has declared.
+pub const AUDIT_GAPS: &str = "sidekeep_audit_gaps_total";
 /// Always 1, with the `version` that runs.
 pub const BUILD_INFO: &str = "sidekeep_build_info";
 
@@ -59,6 +69,11 @@ fn describe() {
     describe_counter!(JOB_RUNS, "Runs of jobs that ended here, by job and outcome.");
     describe_histogram!(JOB_DURATION, Unit::Seconds, "How long runs of jobs took, by job.");
     describe_gauge!(JOB_AGE, Unit::Seconds, "How long ago the last run of a job ended, by job.");
+    describe_gauge!(PUBLICATION, "1 for the state in which the audit log is to its publication.");
+    describe_gauge!(PUBLISHED_HEADS, "How many heads the newest published checkpoint covers.");
+    describe_gauge!(PUBLICATION_AGE, Unit::Seconds, "How old the newest published checkpoint is.");
+    describe_counter!(PUBLICATIONS, "Checkpoints that this daemon has published.");
+    describe_counter!(AUDIT_GAPS, "Streams whose loss this daemon has declared.");
     describe_gauge!(BUILD_INFO, "Always 1; the version that runs.");
     gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
 }
