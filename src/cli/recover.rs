@@ -36,7 +36,9 @@ pub(super) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
         let log = app::open_writer(&loaded.config, &tracker, &end).await?;
         let recovered = log.recover(args.accept_gap, &Deadline::after(PATIENCE, end.clone())).await;
         let report = log.publication().report();
+        // The writer gives its stream back; the connections end with the log.
         end.cancel();
+        drop(log);
         tracker.close();
         tracker.wait().await;
         anyhow::Ok((recovered?, report))
