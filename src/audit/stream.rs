@@ -13,6 +13,7 @@ use super::doing::Leased;
 use super::entry::{Entry, FORMAT};
 use super::growth::Growth;
 use super::merkle::Hash;
+use super::publication::Publication;
 use super::refused::{Refused, away, late, refusal};
 use crate::error::{Error, Result};
 use crate::keyring::Deployment;
@@ -141,12 +142,18 @@ pub(super) struct Sent {
 type Fenced = (i64, Dedicated, Statement, (DateTime<Utc>, Instant));
 
 impl Stream {
-    /// Leases a stream on a connection of its own. One whose head no daemon has sealed is left alone, and told.
+    /// Leases a stream on a connection of its own, once the log that it leads to was compared with its publication. One whose
+    /// head no daemon has sealed is left alone, and told.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
-    pub(super) async fn lease(store: &Store, own: &Deployment, deadline: &Deadline) -> Result<Self> {
-        let connection = store.dedicated(deadline).await?;
+    pub(super) async fn lease(
+        publication: &Publication,
+        own: &Deployment,
+        deadline: &Deadline,
+    ) -> Result<Self> {
+        let connection = publication.store.dedicated(deadline).await?;
+        publication.admit(&connection.run, deadline).await?;
         let leasing = async {
             let append = connection.client.prepare(APPEND).await.map_err(away)?;
             let mut refused: Vec<i32> = Vec::new();
@@ -449,6 +456,11 @@ impl Stream {
                 Some(row) => {
                     let (epoch, root): (i64, &[u8]) = (row.get("epoch"), row.get("root"));
                     let committed = root == sent.tree.root().bytes();
+                    if !committed && root != self.tree.root().bytes() {
+                        // Another server, which lacks what this daemon had appended before. Without a commit the fence is
+                        // undone.
+                        return Ok((Settled::NotCommitted, None));
+                    }
                     let tree = if committed { &sent.tree } else { &self.tree };
                     let parts = head_parts(own.name(), self.number, epoch, tree.size(), tree.root());
                     let mac = own.mac(HEAD, &parts.parts());

@@ -64,7 +64,11 @@ impl Tree {
     ///
     /// # Errors
     /// [`Error::Tampered`] where a leaf or a subtree is missing.
-    async fn hashes(self, connection: &mut Connection, nodes: &[Node]) -> Result<HashMap<Node, Hash>> {
+    pub(super) async fn hashes(
+        self,
+        connection: &mut Connection,
+        nodes: &[Node],
+    ) -> Result<HashMap<Node, Hash>> {
         let tiles = self.tiles(connection, nodes).await?;
         let in_tiles = |node: &Node| {
             let (tile, from, count) = place(*node);

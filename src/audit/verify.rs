@@ -190,11 +190,17 @@ impl Log {
             states.extend(state.filter(|_| found.count() == 0).map(|state| (number, state)));
             findings.merge(found);
         }
+        if range == Range::EVERYTHING {
+            for told in self.publication.contradictions(deadline).await? {
+                findings.add((told.stream, told.position), told.what, told.expected, told.found);
+            }
+        }
+        let gaps = u64::try_from(plan.gaps.len()).unwrap_or(u64::MAX);
         let entries = findings.entries;
         let erased_subjects = u64::try_from(findings.gone.len()).unwrap_or(u64::MAX);
         let (breaks, more_breaks) = findings.breaks();
         let verdict = if breaks.is_empty() { "intact" } else { "broken" };
-        Ok((Report { verdict, entries, erased_subjects, gaps: 0, breaks, more_breaks }, states))
+        Ok((Report { verdict, entries, erased_subjects, gaps, breaks, more_breaks }, states))
     }
 }
 
@@ -209,6 +215,11 @@ impl Pass<'_> {
         let tree = row.map_or(Tree::Heads, |row| Tree::Stream(row.stream));
         let size = row.map_or(plan.heads, StreamRow::size);
         let known = plan.states.get(&tree.number());
+        // What a declared gap has cost was verified before, and is no more.
+        let fits = known.is_none_or(|known| known.blocks.size().saturating_mul(BLOCK) <= size);
+        let lost = plan.gaps.get(&tree.number()).is_some_and(|gap| gap.kept_size == findings::at(0, size).1);
+        let shrunk = known.filter(|_| !fits && !lost);
+        let known = known.filter(|_| fits);
         let whole = !matches!(scope, Scope::Within(range) if range != Range::EVERYTHING);
         if !whole {
             let mut findings = Findings::default();
@@ -222,7 +233,7 @@ impl Pass<'_> {
             _ => Growth::default(),
         };
         let mut grown = self.grow(tree, base, size, known).await?;
-        if let Some(known) = known.filter(|known| known.blocks.size().saturating_mul(BLOCK) > size) {
+        if let Some(known) = shrunk {
             let place = findings::at(tree.number(), size);
             let before = known.blocks.size().saturating_mul(BLOCK).to_string();
             grown.findings.add(place, "what was verified before", before, size.to_string());

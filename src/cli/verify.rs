@@ -171,7 +171,11 @@ fn show(report: &Report, global: &Global) -> anyhow::Result<()> {
             0 => String::new(),
             count => format!(", of them some of {count} erased persons"),
         };
-        output::line(&format!("{}: {} entries{erased}", report.verdict, report.entries))?;
+        let gaps = match report.gaps {
+            0 => String::new(),
+            count => format!(", with {count} declared gaps"),
+        };
+        output::line(&format!("{}{gaps}: {} entries{erased}", report.verdict, report.entries))?;
         for place in &report.breaks {
             let (stream, position) = (place.stream, place.position);
             output::line(&format!(

@@ -191,6 +191,14 @@ diesel::table! {
 }
 
 diesel::table! {
+    sidekeep.audit_publications (destination) {
+        destination -> Text,
+        size -> Int8,
+        at -> Timestamptz,
+    }
+}
+
+diesel::table! {
     sidekeep.job_runs (run) {
         run -> Text,
         name -> Text,

@@ -10,6 +10,7 @@ use diesel_async::RunQueryDsl;
 
 use super::findings::Findings;
 use super::state::{self, State};
+use crate::audit::gap::{self, Gap};
 use crate::audit::heads::{CheckpointRow, StreamRow, newest};
 use crate::audit::log::Log;
 use crate::audit::staged;
@@ -29,6 +30,8 @@ pub(super) struct Plan {
     pub(super) heads: u64,
     pub(super) checkpoint: Option<CheckpointRow>,
     pub(super) states: HashMap<i32, State>,
+    /// What streams have lost, as the log declares.
+    pub(super) gaps: HashMap<i32, Gap>,
     pub(super) findings: Findings,
 }
 
@@ -49,6 +52,7 @@ impl Plan {
         let read = log.store.snapshot(deadline, "audit.verify.plan", async |connection| {
             let mut plan = Self::default();
             let own = log.keyring.own()?;
+            plan.gaps = gap::declared(connection, own).await?;
             plan.states = state::read(connection, own, &mut plan.findings).await?;
             plan.streams = audit_streams::table
                 .order(audit_streams::stream)
@@ -152,9 +156,24 @@ impl Plan {
         for (stream, size) in latest {
             let there =
                 self.streams.iter().find(|known| known.stream == stream).map_or(0, |known| known.size);
-            if size > there {
-                let what = "entries up to a head";
-                self.findings.add((stream, there), what, size.to_string(), there.to_string());
+            if size <= there {
+                continue;
+            }
+            let beyond: Vec<(i64, Vec<u8>)> = audit_heads::table
+                .filter(audit_heads::stream.eq(stream))
+                .filter(audit_heads::size.gt(there))
+                .order(audit_heads::size)
+                .select((audit_heads::size, audit_heads::root))
+                .limit(LISTED)
+                .load(connection)
+                .await?;
+            let gap = self.gaps.get(&stream);
+            for (size, root) in beyond {
+                // A declared gap is no break.
+                if !gap.is_some_and(|gap| gap.explains(there, size, &root)) {
+                    let what = "entries up to a head";
+                    self.findings.add((stream, there), what, size.to_string(), there.to_string());
+                }
             }
         }
         Ok(())
