@@ -117,7 +117,7 @@ pub(super) struct Status {
 #[derive(Debug)]
 pub(super) struct Look {
     statuses: Vec<Status>,
-    /// Of each job the run that is going on, and the latest that ended and was no dry run.
+    /// Of each job the run that is going on, and of those that were no dry runs the latest that ended and the latest success.
     pub(super) runs: Vec<Run>,
 }
 
@@ -134,7 +134,14 @@ impl Look {
 
     /// The run of a job that ended last.
     pub(super) fn ended(&self, name: &str) -> Option<&Run> {
-        self.runs.iter().find(|run| run.name == name && run.state != "running")
+        let ended = self.runs.iter().filter(|run| run.name == name && run.state != "running");
+        ended.max_by_key(|run| run.due_at)
+    }
+
+    /// The run of a job that succeeded last.
+    pub(super) fn succeeded(&self, name: &str) -> Option<&Run> {
+        let good = self.runs.iter().filter(|run| run.name == name && run.state == "ok");
+        good.max_by_key(|run| run.due_at)
     }
 }
 
@@ -144,8 +151,10 @@ pub(super) async fn look(store: &Store, names: &[&str], deadline: &Deadline) -> 
         (SELECT max(r.due_at) FROM sidekeep.job_runs r WHERE r.name = n.name AND NOT r.dry_run AND r.due_at <= now()), \
         (SELECT d.created_at FROM sidekeep.deployment d), now()) AS last_due FROM unnest($1) AS n(name)";
     const RUNS: &str = "SELECT r.* FROM unnest($1) AS n(name), LATERAL ( \
-        (SELECT * FROM sidekeep.job_runs j WHERE j.name = n.name AND j.state = 'running') UNION ALL \
+        (SELECT * FROM sidekeep.job_runs j WHERE j.name = n.name AND j.state = 'running') UNION \
         (SELECT * FROM sidekeep.job_runs j WHERE j.name = n.name AND j.state <> 'running' AND NOT j.dry_run \
+         AND j.due_at <= now() ORDER BY j.due_at DESC LIMIT 1) UNION \
+        (SELECT * FROM sidekeep.job_runs j WHERE j.name = n.name AND j.state = 'ok' AND NOT j.dry_run \
          AND j.due_at <= now() ORDER BY j.due_at DESC LIMIT 1)) AS r";
     store
         .snapshot(deadline, "jobs.look", async |connection| {

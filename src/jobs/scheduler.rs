@@ -6,19 +6,21 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use chrono::TimeDelta;
 use serde_json::Value;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::asked::{ASKED, in_the_way};
-use super::claim::{self, Claim, JobRun, Look, Run};
+use super::claim::{self, Claim, JobRun, Look, Run, RunState};
 use super::run::Task;
 use super::schedule::Schedule;
 use super::suspects::Suspects;
 use super::wakes::{Moment, Wakes};
 use super::{JOBS, Job};
 use crate::app::App;
+use crate::clock;
 use crate::error::{Error, Result, chain};
 use crate::store::{Deadline, Store};
 use crate::values::RecordId;
@@ -47,6 +49,7 @@ pub struct Jobs {
     /// Ends the runs.
     pub(super) cut: CancellationToken,
     ended: Mutex<BTreeMap<&'static str, LastRun>>,
+    succeeded: Mutex<BTreeMap<&'static str, LastRun>>,
 }
 
 /// The last run of a job that ended, as this daemon has seen it.
@@ -78,6 +81,7 @@ impl Jobs {
             running: TaskTracker::new(),
             cut: CancellationToken::new(),
             ended: Mutex::default(),
+            succeeded: Mutex::default(),
         })
     }
 
@@ -169,11 +173,31 @@ impl Jobs {
         self.ended_lock().clone()
     }
 
+    /// The last run of a job that succeeded, as far as this daemon has seen.
+    pub fn succeeded(&self, name: &str) -> Option<LastRun> {
+        self.succeeded.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    /// Whether a job that this daemon runs should have succeeded again by now: another time was due since, and passed too.
+    pub fn is_overdue(&self, job: &Job) -> bool {
+        let config = &self.app.config.jobs;
+        let now = clock::now().utc();
+        let since = self.succeeded(job.name).map_or_else(|| self.app.started.elapsed(), |last| last.age());
+        let since = TimeDelta::from_std(since).ok().and_then(|age| now.checked_sub_signed(age));
+        let schedule = Schedule::of((job.settings)(config));
+        let second = since.and_then(|since| schedule.next(since)).and_then(|first| schedule.next(first));
+        job.is_enabled(config) && second.is_some_and(|second| second < now)
+    }
+
     /// Notes a run that has just ended.
     pub(super) fn note_ended(&self, name: &'static str, run: &Run) {
         if !run.dry_run {
             let seen = (Instant::now(), Duration::ZERO);
-            self.ended_lock().insert(name, LastRun { run: run.clone().shown(), seen });
+            let last = LastRun { run: run.clone().shown(), seen };
+            if last.run.state == RunState::Ok {
+                self.succeeded.lock().unwrap_or_else(PoisonError::into_inner).insert(name, last.clone());
+            }
+            self.ended_lock().insert(name, last);
         }
     }
 
@@ -273,12 +297,17 @@ impl Jobs {
 
     fn note(&self, look: &Look) {
         let mut ended = self.ended_lock();
+        let mut succeeded = self.succeeded.lock().unwrap_or_else(PoisonError::into_inner);
         for job in &JOBS {
-            let (Some(run), Some(status)) = (look.ended(job.name), look.status(job.name)) else { continue };
-            let run = run.clone().shown();
-            let at = run.finished_at.map_or(status.now, |at| at.utc());
-            let age = (status.now - at).to_std().unwrap_or_default();
-            ended.insert(job.name, LastRun { run, seen: (Instant::now(), age) });
+            let Some(status) = look.status(job.name) else { continue };
+            let last = |run: &Run| {
+                let run = run.clone().shown();
+                let at = run.finished_at.map_or(status.now, |at| at.utc());
+                let age = (status.now - at).to_std().unwrap_or_default();
+                LastRun { run, seen: (Instant::now(), age) }
+            };
+            ended.extend(look.ended(job.name).map(|run| (job.name, last(run))));
+            succeeded.extend(look.succeeded(job.name).map(|run| (job.name, last(run))));
         }
     }
 }

@@ -216,6 +216,18 @@ diesel::table! {
     }
 }
 
+diesel::table! {
+    sidekeep.subject_erasures (subject_id) {
+        subject_id -> Int8,
+        erased_at -> Timestamptz,
+        reason -> Text,
+        entry_id -> Text,
+        certificate_id -> Text,
+        certificate -> Jsonb,
+        note_sealed -> Nullable<Bytea>,
+    }
+}
+
 diesel::joinable!(user_profiles -> subjects (subject_id));
 diesel::joinable!(user_preferences -> subjects (subject_id));
 diesel::joinable!(consent_records -> subjects (subject_id));

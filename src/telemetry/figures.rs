@@ -42,6 +42,10 @@ pub const PUBLICATION_AGE: &str = "sidekeep_publication_age_seconds";
 pub const PUBLICATIONS: &str = "sidekeep_publications_total";
 /// Streams whose loss this daemon has declared.
 pub const AUDIT_GAPS: &str = "sidekeep_audit_gaps_total";
+/// How long ago the last verification ended that found the audit log intact.
+pub const VERIFIED_AGE: &str = "sidekeep_verified_age_seconds";
+/// Up to how many entries.
+pub const VERIFIED_ENTRIES: &str = "sidekeep_verified_entries";
 /// Always 1, with the `version` that runs.
 pub const BUILD_INFO: &str = "sidekeep_build_info";
 
@@ -83,6 +87,8 @@ fn describe() {
     describe_gauge!(PUBLICATION_AGE, Unit::Seconds, "How old the newest published checkpoint is.");
     describe_counter!(PUBLICATIONS, "Checkpoints that this daemon has published.");
     describe_counter!(AUDIT_GAPS, "Streams whose loss this daemon has declared.");
+    describe_gauge!(VERIFIED_AGE, Unit::Seconds, "How long ago the audit log was last found intact.");
+    describe_gauge!(VERIFIED_ENTRIES, "Up to how many entries the audit log is verified.");
     describe_gauge!(BUILD_INFO, "Always 1; the version that runs.");
     gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
 }

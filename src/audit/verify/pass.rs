@@ -160,7 +160,7 @@ impl<'a> Pass<'a> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
         let Entries { steps, times, persons, claims, .. } = entries;
         let mut outcome = steps.end();
-        witness::look(self, persons, claims, &mut outcome.findings).await?;
+        witness::look(self, stream, (persons, claims), &mut outcome.findings).await?;
         Ok(Piece { section, outcome, times })
     }
 

@@ -1,6 +1,6 @@
 //! Rows of the log as COPY gives them, read into entries. Hashing is off the task that reads.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use bytes::{Buf, Bytes};
 use chrono::{DateTime, Utc};
@@ -48,15 +48,15 @@ pub(super) struct Entries {
     pub(super) steps: Steps,
     /// The times of the first and the last row.
     pub(super) times: Option<(DateTime<Utc>, DateTime<Utc>)>,
-    /// Who is named.
-    pub(super) persons: HashSet<i64>,
+    /// Who is named, and at which position first.
+    pub(super) persons: HashMap<i64, i64>,
     /// What is claimed.
     pub(super) claims: Vec<Claim>,
 }
 
 impl Entries {
     pub(super) fn new(stream: i32, range: super::Range, steps: Steps) -> Self {
-        Self { stream, range, steps, times: None, persons: HashSet::new(), claims: Vec::new() }
+        Self { stream, range, steps, times: None, persons: HashMap::new(), claims: Vec::new() }
     }
 
     /// Takes rows in order.
@@ -96,7 +96,9 @@ impl Entries {
     }
 
     fn note(&mut self, entry: Entry) {
-        self.persons.extend([entry.actor_id, entry.subject_id].into_iter().flatten());
+        for person in [entry.actor_id, entry.subject_id].into_iter().flatten() {
+            self.persons.entry(person).or_insert(entry.position);
+        }
         let digest = entry.labels.as_ref().and_then(|labels| {
             labels.iter().find(|(key, _)| *key == ROW).map(|(_, digest)| digest.to_owned())
         });

@@ -76,6 +76,8 @@ struct Report {
     database: DatabaseReport,
     /// How the audit log stands to what was published of it.
     publication: publication::Report,
+    /// How far the audit log is verified.
+    verification: VerificationReport,
     /// What each job ran last, by its name.
     jobs: BTreeMap<&'static str, JobReport>,
     /// The ids of the key-encryption keys, the active one first.
@@ -154,6 +156,15 @@ struct DatabaseReport {
     age_seconds: Option<u64>,
 }
 
+/// The verification of the audit log.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+struct VerificationReport {
+    /// How long ago the last one ended that found the log intact.
+    age_seconds: Option<u64>,
+    /// Up to how many entries.
+    entries: Option<u64>,
+}
+
 /// A job.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 struct JobReport {
@@ -205,7 +216,7 @@ pub(super) fn add(methods: &mut Methods) {
         About::own(
             "system.status",
             "Version, uptime, calls, pool and what PostgreSQL last said of itself.",
-            ("{}", r#"{"version":"0.1.0","deployment":"sidekeep","uptime_seconds":12,"health":{"status":"ok","checks":{"database":{"status":"ok","message":null},"drain":{"status":"ok","message":null},"jobs":{"status":"ok","message":null},"publication":{"status":"ok","message":null}}},"connections":{"open":1,"max":10000},"calls":{"in_flight":0,"max":4096,"draining":false},"streams":[{"stream":0,"size":42,"epoch":1,"leased_until":"2026-11-20T19:55:15.000000Z"}],"queue":{"waiting":0,"max":16384},"lag":{"staged":0,"oldest_seconds":0.0,"age_seconds":1},"pool":{"max":8,"open":1,"free":1,"waiting":0},"database":{"version":"150018","in_recovery":false,"synchronous_standby_names":"","synchronous_standbys":0,"age_seconds":1},"publication":{"state":"whole","size":42,"at":"2026-11-20T19:55:00.000000Z","age_seconds":30,"message":null,"gaps":[]},"jobs":{},"kek_ids":["6c1b9f0d2a7e4835"],"log_level":"info","reload_error":null}"#),
+            ("{}", r#"{"version":"0.1.0","deployment":"sidekeep","uptime_seconds":12,"health":{"status":"ok","checks":{"database":{"status":"ok","message":null},"drain":{"status":"ok","message":null},"jobs":{"status":"ok","message":null},"publication":{"status":"ok","message":null}}},"connections":{"open":1,"max":10000},"calls":{"in_flight":0,"max":4096,"draining":false},"streams":[{"stream":0,"size":42,"epoch":1,"leased_until":"2026-11-20T19:55:15.000000Z"}],"queue":{"waiting":0,"max":16384},"lag":{"staged":0,"oldest_seconds":0.0,"age_seconds":1},"pool":{"max":8,"open":1,"free":1,"waiting":0},"database":{"version":"150018","in_recovery":false,"synchronous_standby_names":"","synchronous_standbys":0,"age_seconds":1},"publication":{"state":"whole","size":42,"at":"2026-11-20T19:55:00.000000Z","age_seconds":30,"message":null,"gaps":[]},"verification":{"age_seconds":600,"entries":4242},"jobs":{},"kek_ids":["6c1b9f0d2a7e4835"],"log_level":"info","reload_error":null}"#),
         ),
         |call, _: None| async move { Ok(report(&call)) },
     );
@@ -277,7 +288,9 @@ fn jobs(call: &Call) -> Check {
         .map(|job| job.name)
         .collect();
     if failed.is_empty() {
-        return Check { status: Status::Ok, message: Option::None };
+        let late = Job::find(VERIFY).is_ok_and(|job| call.calls.jobs().is_overdue(job));
+        let message = late.then(|| "the audit log was not verified in time; see job.history".into());
+        return Check { status: if late { Status::Degraded } else { Status::Ok }, message };
     }
     let message = format!("the last run failed of {}; see job.history", failed.join(", "));
     Check { status: Status::Degraded, message: Some(message) }
@@ -287,6 +300,18 @@ fn jobs(call: &Call) -> Check {
 fn publication(call: &Call) -> Check {
     let message = call.app.records.log().publication().standing().message();
     Check { status: if message.is_some() { Status::Degraded } else { Status::Ok }, message }
+}
+
+/// The job that verifies the log, and what it says of how far it came.
+const VERIFY: &str = "verify";
+
+fn verification(call: &Call) -> VerificationReport {
+    let last = call.calls.jobs().succeeded(VERIFY);
+    let counts = last.as_ref().and_then(|last| last.run.counts.as_ref());
+    VerificationReport {
+        age_seconds: last.as_ref().map(|last| last.age().as_secs()),
+        entries: counts.and_then(|counts| counts.get("reached")?.as_u64()),
+    }
 }
 
 fn job_reports(call: &Call) -> BTreeMap<&'static str, JobReport> {
@@ -371,6 +396,7 @@ fn report(call: &Call) -> Report {
             age_seconds,
         },
         publication: call.app.records.log().publication().report(),
+        verification: verification(call),
         jobs: job_reports(call),
         kek_ids: call.app.records.keyring().kek_ids().map(str::to_owned).collect(),
         log_level: call.app.telemetry.level(),
@@ -402,6 +428,12 @@ fn gauges(call: &Call) {
         let size = f64::from(u32::try_from(size).unwrap_or(u32::MAX));
         metrics::gauge!(crate::telemetry::PUBLISHED_HEADS).set(size);
         metrics::gauge!(crate::telemetry::PUBLICATION_AGE).set(Duration::from_secs(age).as_secs_f64());
+    }
+    let verified = verification(call);
+    if let (Some(age), Some(entries)) = (verified.age_seconds, verified.entries) {
+        metrics::gauge!(crate::telemetry::VERIFIED_AGE).set(Duration::from_secs(age).as_secs_f64());
+        let entries = f64::from(u32::try_from(entries).unwrap_or(u32::MAX));
+        metrics::gauge!(crate::telemetry::VERIFIED_ENTRIES).set(entries);
     }
     for (name, last) in call.calls.jobs().ended() {
         metrics::gauge!(crate::telemetry::JOB_AGE, "job" => name).set(last.age().as_secs_f64());
