@@ -26,6 +26,8 @@ mod stream;
 pub mod succession;
 mod tree;
 mod turn;
+#[cfg(test)]
+mod vectors;
 pub mod verify;
 mod weed;
 mod work;

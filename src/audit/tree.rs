@@ -215,3 +215,32 @@ fn at_the_edge(growth: &Growth, node: Node) -> Option<Hash> {
     (growth.size() >> tile.level == tile.index).then_some(())?;
     root_over(growth.open(tier).get(from..from.checked_add(count)?)?.to_vec())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::place;
+    use crate::audit::merkle::{Step, consistency, inclusion};
+
+    /// How many tiles these steps read in a tree of this size; the rest is in the edge.
+    fn tiles(steps: &[Step], present: u64) -> usize {
+        let tiles: BTreeSet<_> = steps.iter().flatten().map(|node| place(*node).0).collect();
+        tiles.iter().filter(|tile| tile.index < present >> tile.level).count()
+    }
+
+    proptest! {
+        #[test]
+        fn a_proof_in_a_million_reads_at_most_ten_tiles(
+            sizes in prop::array::uniform3(1_u64..=1 << 20),
+        ) {
+            let mut sizes = sizes;
+            sizes.sort_unstable();
+            let [first, second, present] = sizes;
+            prop_assert!(tiles(&inclusion(first - 1, second).unwrap(), present) <= 10);
+            prop_assert!(tiles(&consistency(first, second).unwrap(), present) <= 10);
+        }
+    }
+}

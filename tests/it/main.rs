@@ -39,3 +39,4 @@ mod shutdown;
 mod support;
 mod system;
 mod tls;
+mod verification;
