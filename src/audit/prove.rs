@@ -1,8 +1,6 @@
 //! Proofs: that an entry is in the log under a signed checkpoint, and that the log was only ever appended to.
 
-use diesel::prelude::{
-    ExpressionMethods, NullableExpressionMethods, OptionalExtension, QueryDsl, SelectableHelper,
-};
+use diesel::prelude::{ExpressionMethods, OptionalExtension, QueryDsl, SelectableHelper};
 use diesel_async::RunQueryDsl;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -147,11 +145,12 @@ type Path = (HeadRow, CheckpointRow, Vec<Hash>, Vec<Hash>);
 /// stream that has lost entries, heads that covered these prove nothing any more.
 async fn path(connection: &mut Connection, stream: i32, position: i64) -> Result<Option<Path>> {
     let Some(checkpoint) = newest(connection).await? else { return Ok(None) };
-    let present = audit_streams::table.find(stream).select(audit_streams::size).single_value();
+    let present: i64 =
+        audit_streams::table.find(stream).select(audit_streams::size).first(connection).await?;
     let head: Option<HeadRow> = audit_heads::table
         .filter(audit_heads::stream.eq(stream))
         .filter(audit_heads::size.gt(position))
-        .filter(audit_heads::size.nullable().le(present))
+        .filter(audit_heads::size.le(present))
         .order(audit_heads::size)
         .select(HeadRow::as_select())
         .first(connection)
