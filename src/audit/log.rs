@@ -53,8 +53,8 @@ impl Log {
         let doing = Arc::new(Doing::default());
         for requests in receivers {
             let idempotency = audit.idempotency.duration();
-            let (store_too, doing) = (store.clone(), doing.clone());
-            let writer = Writer::new(store_too, keyring.clone(), requests, idempotency, doing, end.clone());
+            let place = (store.clone(), keyring.clone());
+            let writer = Writer::new(place, requests, idempotency, doing.clone(), end.clone());
             store.tracker().spawn(writer.run());
         }
         Self { store, keyring, signers, verified: AtomicU64::new(0), queue, doing }

@@ -52,8 +52,7 @@ pub struct Writer {
 impl Writer {
     /// A writer without a stream yet.
     pub(super) fn new(
-        store: Arc<Store>,
-        keyring: Arc<Keyring>,
+        (store, keyring): (Arc<Store>, Arc<Keyring>),
         requests: mpsc::Receiver<Request>,
         idempotency: Duration,
         doing: Arc<Doing>,

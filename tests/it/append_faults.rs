@@ -27,7 +27,7 @@ fn is_fence(sql: &str) -> bool {
 fn proxied() -> (World, Proxy, String) {
     let mut world = World::new();
     let proxy = Proxy::new(&Cluster::shared().socket_directory());
-    let direct = std::mem::replace(&mut world.app_url, String::new());
+    let direct = std::mem::take(&mut world.app_url);
     world.app_url = proxy.url(&direct);
     (world, proxy, direct)
 }
