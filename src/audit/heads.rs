@@ -12,10 +12,11 @@ use diesel_async::RunQueryDsl;
 
 use super::entry::Head;
 use super::growth::Tile;
+use super::head_mac::{HEAD, head_parts};
 use super::log::Log;
 use super::merkle::{Frontier, Hash, cover};
 use super::note::{self, Checkpoint, VerifierKey};
-use super::stream::{HEAD, Sealed, head_parts};
+use super::stream::Sealed;
 use super::tree::{HEADS, Tree};
 use super::{staged, succession};
 use crate::error::{Error, Result};
@@ -109,9 +110,10 @@ impl Log {
     /// [`Error::Tampered`] for a head that no daemon has sealed: nothing is signed then. [`Error::Conflict`] without a key, or
     /// where the log is not what was published. [`Error::Unavailable`] where the publication is away.
     pub async fn make_checkpoint(&self, deadline: &Deadline) -> Result<bool> {
+        // Before the turn: a writer whose server is another one waits for a comparison, which needs it.
+        self.drained(deadline).await?;
         let _turn = self.publication.turn(deadline).await?;
         self.publication.prepare(deadline).await?;
-        self.drained(deadline).await?;
         for _ in 0..TRIES {
             let made =
                 self.store.transact(deadline, "audit.checkpoint", async |tx| self.extend(tx).await).await;

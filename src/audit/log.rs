@@ -1,6 +1,6 @@
 //! The log as the rest of sidekeep sees it: append to it, stage into it, read it, prove it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -163,10 +163,11 @@ impl Log {
         self.may_append()?;
         let many = given.len() > 1;
         let mut drafts: Vec<Draft> = Vec::with_capacity(given.len());
+        let mut ids = HashSet::new();
         for (index, given) in given.into_iter().enumerate() {
             let draft =
                 Draft::new(given, None).map_err(|error| if many { in_entry(index, error) } else { error })?;
-            if drafts.iter().any(|other| other.given_id && other.entry.id == draft.entry.id) {
+            if many && draft.given_id && !ids.insert(draft.entry.id.clone()) {
                 return Err(Error::invalid(
                     format!("entries[{index}].id"),
                     "is that of another entry of this call",
@@ -212,7 +213,7 @@ impl Log {
         }
         self.may_append()?;
         by.concerns(&subject.user_id);
-        let draft = by.draft(Outcome::Success)?;
+        let mut draft = by.draft(Outcome::Success)?;
         let mut known = HashMap::new();
         known.insert(
             subject.user_id.clone(),
@@ -228,7 +229,8 @@ impl Log {
             known.insert(actor.as_str().to_owned(), actor_known);
         }
         let own = self.keyring.own()?;
-        let sealed = staged::stage(tx, own, draft.seal(&known, own)?).await?;
+        draft.seal(&known, own)?;
+        let sealed = staged::stage(tx, own, draft.entry).await?;
         Ok(Some(Box::new(sealed)))
     }
 

@@ -87,15 +87,15 @@ impl People {
     }
 
     /// Whom these entries refer to, as the statement compares them.
-    pub(super) fn referred(&self, drafts: &[&Draft]) -> Vec<Referred> {
-        let mut referred: Vec<Referred> = drafts
+    pub(super) fn referred(&self, drafts: &[&Draft]) -> Vec<Referred<'_>> {
+        let mut referred: Vec<Referred<'_>> = drafts
             .iter()
             .flat_map(|draft| draft.people())
             .filter_map(|person| self.0.get(person.as_str()))
-            .map(|known| (known.subject.id, known.wrapped_key.clone()))
+            .map(|known| (known.subject.id, known.wrapped_key.as_slice()))
             .collect();
-        referred.sort_unstable();
-        referred.dedup();
+        referred.sort_unstable_by_key(|(id, _)| *id);
+        referred.dedup_by_key(|(id, _)| *id);
         referred
     }
 

@@ -147,12 +147,16 @@ impl Log {
 
 type Path = (HeadRow, CheckpointRow, Vec<Hash>, Vec<Hash>);
 
-/// From the entry to the first head that has it, and from there to the newest checkpoint; nothing where it is too young.
+/// From the entry to the first head that has it, and from there to the newest checkpoint; nothing where it is too young. Of a
+/// stream that has lost entries, heads that covered these prove nothing any more.
 async fn path(connection: &mut Connection, stream: i32, position: i64) -> Result<Option<Path>> {
     let Some(checkpoint) = newest(connection).await? else { return Ok(None) };
+    let present: i64 =
+        audit_streams::table.find(stream).select(audit_streams::size).first(connection).await?;
     let head: Option<HeadRow> = audit_heads::table
         .filter(audit_heads::stream.eq(stream))
         .filter(audit_heads::size.gt(position))
+        .filter(audit_heads::size.le(present))
         .order(audit_heads::size)
         .select(HeadRow::as_select())
         .first(connection)

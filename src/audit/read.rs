@@ -4,26 +4,25 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use diesel::dsl::sql;
 use diesel::prelude::{
     BoolExpressionMethods, ExpressionMethods, OptionalExtension, QueryDsl, SelectableHelper,
 };
+use diesel::sql_types::Int8;
 use diesel_async::RunQueryDsl;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::by::By;
 use super::entry::Outcome;
+use super::filter::{Filter, filtered};
 use super::log::Log;
 use super::open::{Opener, Shown};
 use super::row::Stored;
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use crate::store::schema::{audit_logs, audit_streams};
-use crate::values::{Limit, Page, RecordId, ResourceId, Term, UserId, decode, encode, fit};
-
-mod filter;
-
-use filter::{filtered, persons, size};
+use crate::values::{Json, Limit, Page, RecordId, ResourceId, Term, UserId, decode, encode, fit};
 
 /// Parameters of methods that name one entry: by id, or by stream and position.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -35,30 +34,6 @@ pub struct Which {
     pub stream: Option<i32>,
     /// Its position in the stream.
     pub position: Option<i64>,
-}
-
-/// What to look for; everything that is given must hold.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Filter {
-    /// Who acted.
-    pub user_id: Option<UserId>,
-    /// Whose data it was.
-    pub subject_user_id: Option<UserId>,
-    /// What was done: exactly, or a beginning with `*` behind it.
-    pub action: Option<Term>,
-    /// What kind of thing it was done to.
-    pub resource_type: Option<Term>,
-    /// Which one.
-    pub resource_id: Option<ResourceId>,
-    /// How it ended.
-    pub outcome: Option<Outcome>,
-    /// Done at this time or later, as the callers say; where one does not say, when it was appended.
-    pub from: Option<Timestamp>,
-    /// Done before this time.
-    pub to: Option<Timestamp>,
-    /// Labels that it must have.
-    pub labels: Option<BTreeMap<String, String>>,
 }
 
 /// Parameters of `audit.query`.
@@ -161,10 +136,19 @@ impl Log {
     /// [`Error::NotFound`].
     pub async fn get(&self, by: &By, which: &Which) -> Result<Shown> {
         self.drained(&by.deadline).await?;
+        let given = match &which.id {
+            Some(id) => serde_json::json!({ "filter": { "id": id.as_str() } }),
+            None => serde_json::json!({ "filter": { "stream": which.stream, "position": which.position } }),
+        };
+        Json::trusted(given.to_string()).into_iter().for_each(|given| by.looks_for(given));
         let stored = self.find(by, which).await?;
+        by.about("entry", stored.id.as_str());
         let opener =
             Opener::of(&self.store, &self.keyring, std::slice::from_ref(&stored), &by.deadline).await?;
-        opener.open(stored)
+        let shown = opener.open(stored)?;
+        let concerned = shown.subject_user_id.as_ref().or(shown.user_id.as_ref());
+        concerned.into_iter().for_each(|person| by.concerns(person));
+        Ok(shown)
     }
 
     /// The row of one entry.
@@ -204,9 +188,10 @@ impl Log {
         let found = self
             .store
             .snapshot(&by.deadline, "audit.query", async |connection| {
-                let Some(persons) = persons(connection, &filter).await? else {
+                let persons = filter.persons(connection, by).await?;
+                if !persons.known {
                     return Ok((false, Vec::new()));
-                };
+                }
                 let rows = || {
                     let mut rows = filtered(&filter, &persons).order((
                         audit_logs::recorded_at.desc(),
@@ -242,7 +227,21 @@ impl Log {
         stored.into_iter().map(|stored| opener.open(stored)).collect()
     }
 
-    /// What comes next in each stream; waits a while where there is nothing.
+    /// Finds out whom a tail concerns, so that it can be entered before it begins.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn begin_tail(&self, by: &By, tail: &Tail) -> Result<()> {
+        let filter = tail.filter();
+        self.store
+            .single(&by.deadline, "audit.tail.begin", async |connection| {
+                filter.persons(connection, by).await.map(drop)
+            })
+            .await
+    }
+
+    /// What comes next in each stream; waits a while where there is nothing. The entries of tails alone are nothing, or
+    /// those who follow the log would wake one another for ever: they come with what is next.
     ///
     /// # Errors
     /// [`Error::Invalid`] for what is no stream.
@@ -258,7 +257,13 @@ impl Log {
         let wait = by.deadline.within(tail.wait.map_or(Duration::ZERO, crate::config::Period::duration));
         let mut pause = Duration::from_millis(10);
         loop {
-            let items = self.next(by, tail, &mut after, max_bytes).await?;
+            let before = after.clone();
+            let mut items = self.next(by, tail, &mut after, max_bytes).await?;
+            let asked_for = tail.action.is_some() || items.len() >= tail.limit.items();
+            if !asked_for && items.iter().all(Stored::is_of_tail) && !items.is_empty() {
+                after = before;
+                items.clear();
+            }
             if !items.is_empty() || wait.left() <= pause {
                 let after =
                     after.into_iter().map(|(stream, position)| (stream.to_string(), position)).collect();
@@ -287,9 +292,10 @@ impl Log {
                     .order(audit_streams::stream)
                     .load(connection)
                     .await?;
-                let Some(persons) = persons(connection, &filter).await? else {
+                let persons = filter.persons(connection, by).await?;
+                if !persons.known {
                     return Ok((Vec::new(), sizes));
-                };
+                }
                 let mut items: Vec<Stored> = Vec::new();
                 let mut ends = Vec::with_capacity(sizes.len());
                 let mut bytes = 0_u64;
@@ -330,4 +336,11 @@ impl Log {
         }
         Ok(items)
     }
+}
+
+/// The bytes of an entry that are not bounded otherwise.
+fn size() -> diesel::expression::SqlLiteral<Int8> {
+    sql::<Int8>(
+        "(coalesce(octet_length(metadata_sealed), 0) + coalesce(octet_length(client_sealed), 0))::bigint",
+    )
 }

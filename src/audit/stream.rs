@@ -12,6 +12,7 @@ use super::columns::Columns;
 use super::doing::Leased;
 use super::entry::{Entry, FORMAT};
 use super::growth::Growth;
+use super::head_mac::{HEAD, head_parts};
 use super::merkle::Hash;
 use super::publication::Publication;
 use super::refused::{Refused, away, late, refusal};
@@ -88,7 +89,10 @@ pub struct Sealed {
 }
 
 /// Somebody whom a batch refers to: it is written only while the row is the same.
-pub(super) type Referred = (i64, Vec<u8>);
+pub(super) type Referred<'a> = (i64, &'a [u8]);
+
+/// An entry of a batch, and its number in `audit_staged` where it is there.
+pub(super) type Placed<'a> = (&'a mut Entry, Option<i64>);
 
 /// A leased stream and the connection that appends to it.
 #[derive(Debug)]
@@ -290,26 +294,26 @@ impl Stream {
     pub(super) async fn append(
         &mut self,
         own: &Deployment,
-        batch: &mut [Sealed],
-        people: &[Referred],
+        batch: &mut [Placed<'_>],
+        people: &[Referred<'_>],
         deadline: &Deadline,
     ) -> Result<Appended, (Refused, Sent)> {
         let recorded_at = self.now();
         let mut tree = self.tree.clone();
-        let mut columns = Columns::default();
+        let (mut leaves, mut tiles) = (Vec::with_capacity(batch.len()), Vec::new());
         let first = i64::try_from(tree.size()).unwrap_or(i64::MAX);
-        for sealed in batch.iter_mut() {
-            let entry = &mut sealed.entry;
+        for (entry, _) in batch.iter_mut() {
             entry.stream = self.number;
             entry.position = i64::try_from(tree.size()).unwrap_or(i64::MAX);
             entry.recorded_at = recorded_at;
             entry.format = FORMAT;
             let leaf = entry.leaf();
-            tree.push(leaf, |tile| columns.complete(&tile));
-            columns.push(sealed, leaf);
+            leaves.push(leaf);
+            tree.push(leaf, |tile| tiles.push(tile));
         }
+        let columns = Columns::of(batch, &leaves, &tiles);
         let at = Appended { stream: self.number, first, recorded_at };
-        let sent = Sent { at, first: <[Sealed]>::first(batch).map(|sealed| sealed.entry.leaf()), tree };
+        let sent = Sent { at, first: leaves.first().copied(), tree };
         match deadline.run(self.send(own, &sent, &columns, people)).await {
             Ok(Ok(())) => {
                 self.tree = sent.tree;
@@ -326,13 +330,12 @@ impl Stream {
         &self,
         own: &Deployment,
         sent: &Sent,
-        columns: &Columns,
-        people: &[Referred],
+        columns: &Columns<'_>,
+        people: &[Referred<'_>],
     ) -> Result<(), Refused> {
         let (size, root) = (sent.tree.size(), sent.tree.root());
         let mac = own.mac(HEAD, &head_parts(own.name(), self.number, self.epoch, size, root).parts());
-        let (ids, keys): (Vec<i64>, Vec<&[u8]>) =
-            people.iter().map(|(id, key)| (*id, key.as_slice())).unzip();
+        let (ids, keys): (Vec<i64>, Vec<&[u8]>) = people.iter().copied().unzip();
         let c = columns;
         let warnings = self.connection.seen.warnings();
         let (size, root, frontier) = (
@@ -382,7 +385,7 @@ impl Stream {
     }
 
     /// The head did not move. Nothing was written, so there is time to ask why.
-    async fn why_not(&self, sent: &Sent, people: &[Referred]) -> Refused {
+    async fn why_not(&self, sent: &Sent, people: &[Referred<'_>]) -> Refused {
         const WHY: &str = "SELECT s.leased_until > now() AND s.closed_at IS NULL AND s.epoch = $2 AND s.size = $3 AS mine, \
             $4::timestamptz BETWEEN now() - interval '1 minute' AND now() + interval '1 minute' AS timely \
             FROM sidekeep.audit_streams s WHERE s.stream = $1";
@@ -499,29 +502,4 @@ fn sealed_tree(own: &Deployment, row: &Row) -> Option<Growth> {
     let sealed = head_parts(own.name(), number, row.get("sealed_epoch"), size, root);
     let leads = tree.root() == root && tree.frontier().to_bytes() == row.get::<_, &[u8]>("frontier");
     (leads && own.verifies(HEAD, &sealed.parts(), row.get("head_mac"))).then_some(tree)
-}
-
-/// What the MAC of a head is for.
-pub(super) const HEAD: &str = "sidekeep head";
-
-/// What the MAC of a head is over.
-pub(super) struct HeadParts<'a> {
-    name: &'a str,
-    numbers: [[u8; 8]; 3],
-    root: Hash,
-}
-
-impl HeadParts<'_> {
-    pub(super) fn parts(&self) -> [&[u8]; 5] {
-        let [stream, epoch, size] = &self.numbers;
-        [self.name.as_bytes(), stream, epoch, size, self.root.bytes()]
-    }
-}
-
-pub(super) fn head_parts(name: &str, stream: i32, epoch: i64, size: u64, root: Hash) -> HeadParts<'_> {
-    HeadParts {
-        name,
-        numbers: [i64::from(stream).to_be_bytes(), epoch.to_be_bytes(), size.to_be_bytes()],
-        root,
-    }
 }

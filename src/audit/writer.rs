@@ -14,7 +14,7 @@ use super::publication::Publication;
 use super::queue::Request;
 use super::refused::Refused;
 use super::staged;
-use super::stream::{Sealed, Sent, Settled, Stream};
+use super::stream::{Placed, Sent, Settled, Stream};
 use super::work::{Work, answer, distinct, one_try_less, refuse, still_wanted};
 use crate::error::{Error, Result, chain};
 use crate::keyring::Keyring;
@@ -214,35 +214,33 @@ impl Writer {
         if batch.is_empty() {
             return Ok(batch);
         }
-        let batch = match self.meet(batch, &deadline).await {
+        let mut batch = match self.meet(batch, &deadline).await {
+            Ok(batch) if batch.is_empty() => return Ok(batch),
             Ok(batch) => batch,
             Err((error, batch)) => return self.unprepared(error, batch).await,
         };
         let drafts: Vec<&Draft> = batch.iter().flat_map(Work::drafts).collect();
         let referred = self.people.referred(&drafts);
-        let mut sealed = match self.seal(&batch) {
-            Ok(sealed) => sealed,
-            Err(error) => return self.unprepared(error, batch).await,
-        };
-        if sealed.is_empty() {
-            return Ok(Vec::new());
-        }
         let (Some(stream), Ok(own)) = (self.stream.as_mut(), self.keyring.own()) else {
             return Err((Error::unavailable("no stream"), batch));
         };
+        if let Err(error) = batch.iter_mut().try_for_each(|work| work.seal(self.people.known(), own)) {
+            return self.unprepared(error, batch).await;
+        }
         // From here on a caller that gives up is told that the outcome is not known.
         if !batch.iter().all(Work::send) {
             batch.iter().for_each(Work::not_sent);
             return Ok(still_wanted(batch));
         }
+        let mut entries: Vec<Placed<'_>> = batch.iter_mut().flat_map(Work::entries).collect();
         metrics::histogram!("sidekeep_audit_batch_entries")
-            .record(f64::from(u32::try_from(sealed.len()).unwrap_or(u32::MAX)));
-        match stream.append(own, &mut sealed, &referred, &deadline).await {
+            .record(f64::from(u32::try_from(entries.len()).unwrap_or(u32::MAX)));
+        match stream.append(own, &mut entries, &referred, &deadline).await {
             Ok(_) => {
-                answer(batch, &sealed);
+                answer(batch);
                 Ok(Vec::new())
             }
-            Err((refused, sent)) => self.recover(refused, sent, batch, sealed).await,
+            Err((refused, sent)) => self.recover(refused, sent, batch).await,
         }
     }
 
@@ -266,37 +264,20 @@ impl Writer {
         Stream::lease(&self.publication, self.keyring.own()?, deadline).await
     }
 
-    fn seal(&self, batch: &[Work]) -> Result<Vec<Sealed>> {
-        let own = self.keyring.own()?;
-        let mut sealed = Vec::new();
-        for work in batch {
-            match work {
-                Work::Staged(staged) => sealed.push((**staged).clone()),
-                Work::Append(group) => {
-                    for draft in &group.drafts {
-                        sealed.push(Sealed { entry: draft.seal(self.people.known(), own)?, staged: None });
-                    }
-                }
-            }
-        }
-        Ok(sealed)
-    }
-
     /// What to do about a batch that was not appended; answers what is to be tried again.
     async fn recover(
         &mut self,
         refused: Refused,
         sent: Sent,
         batch: Vec<Work>,
-        sealed: Vec<Sealed>,
     ) -> Result<Vec<Work>, (Error, Vec<Work>)> {
-        tracing::debug!(?refused, entries = sealed.len(), "a batch was not appended");
+        tracing::debug!(?refused, calls = batch.len(), "a batch was not appended");
         metrics::counter!("sidekeep_audit_refused_batches_total").increment(1);
         if !matches!(refused, Refused::Unknown) {
             batch.iter().for_each(Work::not_sent);
         }
         match refused {
-            Refused::Unknown => return Ok(self.settle(sent, batch, &sealed).await),
+            Refused::Unknown => return Ok(self.settle(sent, batch).await),
             Refused::Lost => self.stream = None,
             Refused::StalePeople => {
                 let drafts: Vec<&Draft> = batch.iter().flat_map(Work::drafts).collect();
@@ -346,7 +327,7 @@ impl Writer {
     }
 
     /// Asks until the outcome of a batch is known. Nothing else is written to the stream meanwhile.
-    async fn settle(&mut self, sent: Sent, batch: Vec<Work>, sealed: &[Sealed]) -> Vec<Work> {
+    async fn settle(&mut self, sent: Sent, batch: Vec<Work>) -> Vec<Work> {
         let Some(mut stream) = self.stream.take() else { return batch };
         let mut sent = sent;
         loop {
@@ -355,7 +336,7 @@ impl Writer {
                 Ok((settled, next)) => {
                     self.stream = next;
                     match settled {
-                        Settled::Committed => answer(batch, sealed),
+                        Settled::Committed => answer(batch),
                         Settled::Unproven => refuse(batch, || Error::UnknownOutcome),
                         Settled::NotCommitted => {
                             batch.iter().for_each(Work::not_sent);

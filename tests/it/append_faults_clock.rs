@@ -75,12 +75,13 @@ fn postgresqls_clock_is_followed_wherever_it_goes() {
     assert_eq!(go(HOUR, "an hour ahead"), (0, true));
     // No time of the first stream may decrease, so that another one goes on.
     assert_eq!(go(0, "an hour back"), (1, true));
-    assert_eq!(go(HOUR, "ahead again"), (1, true));
+    // Later than its last entry again, either of them may.
+    assert!(go(HOUR, "ahead again").1);
     // So far ahead that its months are not made yet.
     let (ahead, timely) = go(YEARS, "years ahead");
-    assert!(timely && ahead <= 1);
+    assert!(timely);
     let (back, timely) = go(0, "years back");
-    assert!(timely && back > 1, "{back}");
+    assert!(timely && back != ahead, "{back}");
     let decreasing = "SELECT count(*) FROM (SELECT recorded_at < lag(recorded_at) OVER (PARTITION BY stream ORDER BY position) back FROM audit_logs) t WHERE back";
     assert_eq!(world.sql(decreasing), "0");
     heard.check(&world, &daemon);

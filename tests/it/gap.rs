@@ -94,8 +94,11 @@ fn a_database_of_yesterday_is_refused_until_its_loss_is_declared() {
         assert_eq!(refused.kind(), "unavailable", "{method}: {refused:?}");
         assert!(refused.message.contains("recover --accept-gap"), "{method}: {refused:?}");
     }
-    let run = checkpoint(&daemon);
-    assert!(run["error"].as_str().unwrap().contains("recover --accept-gap"), "{run}");
+    // The run itself would be entered, so that its answer is held back too.
+    assert_eq!(client.err("job.run", json!({ "name": "checkpoint" })).kind(), "unavailable");
+    let error =
+        world.sql("SELECT error FROM job_runs WHERE name = 'checkpoint' ORDER BY due_at DESC LIMIT 1");
+    assert!(error.contains("recover --accept-gap"), "{error}");
     assert_eq!(world.sql(STREAMS), "0:18");
     let found = verified(&daemon);
     assert_eq!(found["verdict"], "broken", "a gap that nobody declared: {found}");
@@ -119,6 +122,8 @@ fn a_database_of_yesterday_is_refused_until_its_loss_is_declared() {
     wait_state(&daemon, "whole");
     let after = client.ok("audit.append", json!({ "action": "after" }));
     assert!(after["stream"].as_i64().unwrap() > 1, "{after}");
+    // What is left of the stream has no head of its own yet: it gets one.
+    assert_eq!(client.ok("audit.prove", json!({ "id": kept["id"] }))["size"], 18);
     assert_eq!(checkpoint(&daemon)["state"], "ok");
     assert!(world.sql(STREAMS).starts_with("0:18 closed, 1:0 closed, 2:"), "{}", world.sql(STREAMS));
     let told = client.ok("audit.query", json!({ "action": "log.gap" }))["items"].clone();
@@ -171,8 +176,9 @@ fn what_is_restored_twice_is_declared_twice() {
         let report = verify(&daemon);
         assert_eq!((&report["verdict"], &report["gaps"]), (&json!("intact"), &json!(round)), "{report}");
     }
-    let numbers = world.sql("SELECT max(stream) FROM audit_streams WHERE closed_at IS NULL");
-    assert_eq!(numbers, "2", "no number is given twice");
+    let above =
+        world.sql("SELECT max(stream) > max(stream) FILTER (WHERE closed_at IS NOT NULL) FROM audit_streams");
+    assert_eq!(above, "t", "no number is given twice");
 }
 
 #[test]
@@ -230,8 +236,10 @@ fn a_fail_over_that_lost_entries_is_declared_and_gone_on_with() {
     let cluster = Cluster::own(&[]);
     let mut world = World::on(&cluster);
     let standby = cluster.standby();
-    let both = format!("{},{}", cluster.socket_directory().display(), standby.socket_directory().display());
-    world.app_url = world.app_url.replace(&cluster.socket_directory().display().to_string(), &both);
+    let host = |cluster: &Cluster| cluster.socket_directory().display().to_string().replace('/', "%2F");
+    let (user, rest) = world.app_url.split_once("@/").unwrap();
+    let database = rest.split_once('?').unwrap().0;
+    world.app_url = format!("{user}@{},{}/{database}", host(&cluster), host(&standby));
     let more = format!("{}audit.streams = 2\naudit.on_gap = \"record\"\n", publishing(&world));
     let owner_of_standby = world.owner_url.replace(
         &cluster.socket_directory().display().to_string(),
