@@ -6,10 +6,10 @@ use diesel_async::RunQueryDsl;
 
 use super::super::entry::Head;
 use super::super::gap::Gap;
+use super::super::head_mac::{HEAD, head_parts};
 use super::super::heads::{CheckpointRow, HeadRow, NewNode, StreamRow};
 use super::super::merkle::Frontier;
 use super::super::staged;
-use super::super::head_mac::{HEAD, head_parts};
 use super::super::stream::Sealed;
 use super::super::tree::Tree;
 use super::Publication;
