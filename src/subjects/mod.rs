@@ -2,6 +2,9 @@
 //!
 //! Never lists tables of its own: what belongs to a person is said once, in [`selector`].
 
+pub mod certificate;
 pub mod document;
+pub mod erase;
 pub mod hold;
 pub mod selector;
+pub mod status;

@@ -7,6 +7,7 @@ mod job;
 mod preferences;
 mod profile;
 mod rpc;
+mod subject;
 mod system;
 
 use std::collections::HashMap;
@@ -219,6 +220,7 @@ impl Methods {
         consent::add(&mut methods);
         conversation::add(&mut methods);
         audit::add(&mut methods);
+        subject::add(&mut methods);
         job::add(&mut methods);
         rpc::add(&mut methods);
         system::add(&mut methods);
