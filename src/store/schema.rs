@@ -164,6 +164,7 @@ diesel::table! {
         labels -> Nullable<Jsonb>,
         client_sealed -> Nullable<Bytea>,
         mac -> Bytea,
+        metadata_sealed -> Nullable<Bytea>,
     }
 }
 
@@ -204,6 +205,54 @@ diesel::table! {
     }
 }
 
+diesel::table! {
+    sidekeep.requests (id) {
+        id -> Text,
+        subject_id -> Int8,
+        kind -> Text,
+        channel -> Nullable<Text>,
+        opened_at -> Timestamptz,
+        received_at -> Timestamptz,
+        due_at -> Timestamptz,
+        extended_at -> Nullable<Timestamptz>,
+        extension_reason_sealed -> Nullable<Bytea>,
+        closed_at -> Nullable<Timestamptz>,
+        outcome -> Nullable<Text>,
+        outcome_reason_sealed -> Nullable<Bytea>,
+        results -> Jsonb,
+    }
+}
+
+diesel::table! {
+    sidekeep.subject_erasures (subject_id) {
+        subject_id -> Int8,
+        erased_at -> Timestamptz,
+        reason -> Text,
+        entry_id -> Text,
+        certificate_id -> Text,
+        certificate -> Jsonb,
+        note_sealed -> Nullable<Bytea>,
+    }
+}
+
+diesel::table! {
+    sidekeep.consent_evidence (id) {
+        id -> Text,
+        subject_id -> Int8,
+        number -> Int8,
+        consent_type -> Text,
+        granted -> Bool,
+        given_at -> Timestamptz,
+        expires_at -> Nullable<Timestamptz>,
+        policy_version -> Nullable<Text>,
+        policy_sha256 -> Nullable<Text>,
+        legal_basis -> Nullable<Text>,
+        method -> Nullable<Text>,
+        language -> Nullable<Text>,
+        recorded_at -> Timestamptz,
+    }
+}
+
 diesel::joinable!(legal_holds -> subjects (subject_id));
 diesel::joinable!(user_profiles -> subjects (subject_id));
 diesel::joinable!(user_preferences -> subjects (subject_id));
@@ -214,6 +263,7 @@ diesel::joinable!(conversation_messages -> conversations (conversation_id));
 diesel::allow_tables_to_appear_in_same_query!(
     subjects,
     legal_holds,
+    requests,
     user_profiles,
     user_preferences,
     consent_records,
