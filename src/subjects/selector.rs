@@ -59,6 +59,8 @@ pub enum Erasure {
     Deleted,
     /// They are deleted; with `erasure.consents = "keep"` their clear columns are moved to this table first.
     MovedTo(&'static str),
+    /// The database deletes them with the person's row.
+    Cascades,
     /// They stay as they are: sealed bytes that nothing opens any more, under a number that leads nowhere.
     Outlives,
     /// There are none.
@@ -80,6 +82,8 @@ pub enum Period {
     Requests,
     /// `retention.job_runs`.
     JobRuns,
+    /// `keyring.refuse_again`, from the erasure.
+    Refusals,
     /// As long as the deployment itself.
     Deployment,
 }
@@ -150,6 +154,7 @@ impl Period {
             Self::AuditLogs => Some("retention.audit_logs"),
             Self::Requests => Some("retention.requests"),
             Self::JobRuns => Some("retention.job_runs"),
+            Self::Refusals => Some("keyring.refuse_again"),
         }
     }
 }
@@ -257,6 +262,18 @@ pub const TABLES: &[Table] = &[
         ],
     },
     Table {
+        name: "legal_holds",
+        whose: Whose::Subject,
+        erasure: Erasure::Cascades,
+        period: Period::Person,
+        export: Export::Access("holds"),
+        counted: None,
+        key: &["id"],
+        sealed: &[sealed("reason_sealed"), sealed("release_reason_sealed")],
+        identity: &[],
+        clear: &["id", "subject_id", "placed_at", "released_at"],
+    },
+    Table {
         name: "audit_logs",
         whose: Whose::Named,
         erasure: Erasure::Outlives,
@@ -321,7 +338,7 @@ pub const TABLES: &[Table] = &[
         period: Period::Consents,
         export: Export::Never,
         counted: None,
-        key: &["id"],
+        key: &["subject_id", "id"],
         sealed: &[],
         identity: &[],
         clear: CONSENT,
@@ -387,6 +404,11 @@ pub const TABLES: &[Table] = &[
         sealed: &[],
         identity: &["user_id", "wrapped_key"],
         clear: &["subject_id", "kek_id", "created_at", "restricted_at"],
+    },
+    // Written by an erasure about nobody who is left: no subject id leads here.
+    Table {
+        identity: &["digest"],
+        ..nobodys("subject_refusals", Period::Refusals, &["digest"], &["refused_until"])
     },
     nobodys("deployment", Period::Deployment, &["name"], &["name", "created_at"]),
     nobodys("schema_compatibility", Period::Deployment, &["min_daemon"], &["min_daemon"]),
