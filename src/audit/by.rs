@@ -6,7 +6,7 @@ use super::draft::Draft;
 use super::entry::{Append, Labels, Outcome};
 use crate::error::Result;
 use crate::store::Deadline;
-use crate::values::{ResourceId, ShortText, Term, UserId};
+use crate::values::{Json, ResourceId, ShortText, Term, UserId};
 
 /// One call, as the records and the log see it.
 #[derive(Debug)]
@@ -42,6 +42,7 @@ struct Noted {
     subject: Option<UserId>,
     resource: Option<(&'static str, String)>,
     digest: Option<String>,
+    told: Option<Json>,
     staged: bool,
 }
 
@@ -83,6 +84,11 @@ impl By {
         self.noted().digest = Some(sha256);
     }
 
+    /// Notes what the entry is to say under the subject's key.
+    pub fn tell(&self, metadata: Json) {
+        self.noted().told = Some(metadata);
+    }
+
     /// Notes that its entry is committed with its change.
     pub fn note_staged(&self) {
         self.noted().staged = true;
@@ -117,7 +123,7 @@ impl By {
             ip_address: self.ip_address.clone(),
             user_agent: self.user_agent.clone(),
             labels: None,
-            metadata: None,
+            metadata: noted.told,
             id: None,
         };
         let mut draft = Draft::new(given, Some(Labels::own(own)))?;

@@ -142,11 +142,26 @@ impl Log {
     /// # Errors
     /// The database's; [`UnknownActor`] within an internal error.
     pub async fn stage(&self, tx: &mut Connection, by: &By, subject: &Subject) -> Result<Staged> {
+        self.stage_about(tx, by, Some(subject)).await
+    }
+
+    /// As [`Log::stage`], perhaps about a record whose person was erased.
+    ///
+    /// # Errors
+    /// As [`Log::stage`].
+    pub async fn stage_about(
+        &self,
+        tx: &mut Connection,
+        by: &By,
+        subject: Option<&Subject>,
+    ) -> Result<Staged> {
         if !by.stages {
             return Ok(None);
         }
-        by.concerns(&subject.user_id);
-        self.stage_draft(tx, by, by.draft(Outcome::Success)?, subject.clone()).await
+        if let Some(subject) = subject {
+            by.concerns(&subject.user_id);
+        }
+        self.stage_draft(tx, by, by.draft(Outcome::Success)?, subject.cloned()).await
     }
 
     /// Stages the entry of an erasure in its transaction, whatever `audit.access` says: without it a key that is gone is one
@@ -169,7 +184,7 @@ impl Log {
             draft.forget_client();
         }
         let nobody = Subject { key: self.keyring.own()?.key.clone(), ..erased.clone() };
-        self.stage_draft(tx, by, draft, nobody).await
+        self.stage_draft(tx, by, draft, Some(nobody)).await
     }
 
     async fn stage_draft(
@@ -177,11 +192,14 @@ impl Log {
         tx: &mut Connection,
         by: &By,
         draft: Draft,
-        subject: Subject,
+        subject: Option<Subject>,
     ) -> Result<Staged> {
-        let user_id = subject.user_id.clone();
         let mut known = HashMap::new();
-        if let Some(actor) = by.actor.as_ref().filter(|actor| actor.as_str() != user_id) {
+        if let Some(subject) = subject {
+            let user_id = subject.user_id.clone();
+            known.insert(user_id, Known { subject: Arc::new(subject), wrapped_key: Vec::new() });
+        }
+        if let Some(actor) = by.actor.as_ref().filter(|actor| !known.contains_key(actor.as_str())) {
             let found = Person::find(tx, &[actor.as_str()]).await?;
             let Some(person) = found.into_iter().next() else {
                 return Err(Error::internal(UnknownActor(actor.clone())));
@@ -190,7 +208,6 @@ impl Log {
                 Known { subject: Arc::new(self.keyring.open(person)?), wrapped_key: Vec::new() };
             known.insert(actor.as_str().to_owned(), actor_known);
         }
-        known.insert(user_id, Known { subject: Arc::new(subject), wrapped_key: Vec::new() });
         let own = self.keyring.own()?;
         let sealed = staged::stage(tx, own, draft.seal(&known, own)?).await?;
         Ok(Some(Box::new(sealed)))
