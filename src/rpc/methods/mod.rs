@@ -6,6 +6,7 @@ mod conversation;
 mod job;
 mod preferences;
 mod profile;
+mod request;
 mod rpc;
 mod system;
 
@@ -220,6 +221,7 @@ impl Methods {
         conversation::add(&mut methods);
         audit::add(&mut methods);
         job::add(&mut methods);
+        request::add(&mut methods);
         rpc::add(&mut methods);
         system::add(&mut methods);
         methods
