@@ -7,6 +7,7 @@ use serde::Deserialize as _;
 use serde_json::Value;
 
 use super::exit::{Code, coded};
+use super::subject::user_id;
 use super::{Global, output};
 use crate::audit::note::VerifierKey;
 use crate::subjects::certificate::{Body, FORMAT, Salt};
@@ -32,7 +33,7 @@ enum Action {
         /// The public keys that may have signed, one a line, as `sidekeep signing public-key` prints them
         #[arg(long, value_name = "FILE")]
         key: Option<PathBuf>,
-        /// Check that it is about this user id, by the salt
+        /// Check that it is about this user id, by the salt; `-` reads it from standard input
         #[arg(long, value_name = "USER")]
         user: Option<String>,
         /// The salt, where the file does not hold it
@@ -50,6 +51,7 @@ pub(super) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
     let body = body.and_then(Result::ok).context("broken: the body is not that of a certificate")?;
     anyhow::ensure!(body.format == FORMAT, "broken: {} is not the format of a certificate", body.format);
     let trusted = key.as_deref().map(|key| trusted(key, &body.deployment, &public)).transpose()?.is_some();
+    let user = user.as_deref().map(user_id).transpose()?;
     if let Some(user) = &user {
         about(&certificate, &body, user, salt.as_deref())?;
     }

@@ -21,6 +21,7 @@ mod man;
 mod migrate;
 mod openrpc;
 mod output;
+mod request;
 mod serve;
 mod setup;
 mod signing;
@@ -63,10 +64,11 @@ enum Command {
     Call(call::Args),
     Health(health::Args),
     Status(status::Args),
+    Subject(subject::Args),
+    Request(request::Args),
     Config(config::Args),
     Keyring(keyring::Args),
     Signing(signing::Args),
-    Subject(subject::Args),
     Certificate(certificate::Args),
     DataMap(data_map::Args),
     Verify(verify::Args),
@@ -89,10 +91,11 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Call(args) => call::run(args, &global),
         Command::Health(args) => health::run(args, &global),
         Command::Status(args) => status::run(args, &global),
+        Command::Subject(args) => subject::run(args, &global),
+        Command::Request(args) => request::run(args, &global),
         Command::Config(args) => config::run(args, &global),
         Command::Keyring(args) => keyring::run(args),
         Command::Signing(args) => signing::run(args, &global),
-        Command::Subject(args) => subject::run(args, &global),
         Command::Certificate(args) => certificate::run(args, &global),
         Command::DataMap(args) => data_map::run(args, &global),
         Command::Verify(args) => verify::run(args, &global),

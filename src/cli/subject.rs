@@ -1,86 +1,58 @@
-//! `sidekeep subject`: the rights of a person, as calls on the running daemon, which enters each in the log.
+//! `sidekeep subject …`: the rights of a person, each through the running daemon.
 
-use serde_json::value::RawValue;
-use serde_json::{Map, Value};
+mod erase;
+mod find;
+mod holds;
+mod restrict;
 
-use super::client::Answer;
-use super::{Global, json, output, socket};
+use clap::Subcommand;
 
-/// Do what a person may ask for
-///
-/// Each goes to the running daemon, which enters it in the log. What is printed is what the method of the same name answers.
+use super::Global;
+use super::exit::{Code, coded};
+
+/// Do what the law lets a person ask for, or somebody ask about a person
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(subcommand)]
-    action: Action,
-    #[command(flatten)]
-    socket: socket::Socket,
+    command: Command,
 }
 
-#[derive(Debug, clap::Subcommand)]
-enum Action {
-    /// Erase a person, and print the certificate
-    ///
-    /// There is no way back. The certificate holds no identifier: its salt, which is printed with it and kept nowhere else,
-    /// shows whom it is about. Give --id and --salt to be able to repeat an erasure whose answer was lost.
-    Erase(Erase),
-    /// Print what is held about a person, in numbers
-    Status {
-        /// The person's user id
-        user: String,
-    },
-}
-
-#[derive(Debug, clap::Args)]
-struct Erase {
-    /// The person's user id
-    user: String,
-    /// Why: request, consent_withdrawn, objection, unlawful, retention or other
-    #[arg(long)]
-    reason: String,
-    /// What to remember of it; it must not name the person
-    #[arg(long, value_name = "TEXT")]
-    note: Option<String>,
-    /// The certificate's id
-    #[arg(long)]
-    id: Option<String>,
-    /// 32 random bytes in base64, as `openssl rand -base64 32` prints them
-    #[arg(long, value_name = "BASE64")]
-    salt: Option<String>,
-    /// The request of the person's that this answers
-    #[arg(long, value_name = "ID")]
-    request_id: Option<String>,
-    /// Change nothing, and only count
-    #[arg(long)]
-    dry_run: bool,
+#[derive(Debug, Subcommand)]
+enum Command {
+    Erase(erase::Erase),
+    Status(erase::Status),
+    Hold(holds::Hold),
+    Release(holds::Release),
+    Holds(holds::List),
+    Restrict(restrict::Restrict),
+    Unrestrict(restrict::Unrestrict),
+    Find(find::Args),
 }
 
 pub(super) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
-    let (method, params) = match args.action {
-        Action::Erase(erase) => ("subject.erase", erase.params()),
-        Action::Status { user } => ("subject.status", Map::from_iter([("user_id".into(), user.into())])),
-    };
-    let params = RawValue::from_string(Value::Object(params).to_string())?;
-    match args.socket.ask(global, method, &params)? {
-        Answer::Error(refusal) => Err(socket::refused(&refusal)),
-        Answer::Result(result) if output::is_terminal() && !global.json => {
-            Ok(output::line(&json::indented(result.get()))?)
-        }
-        Answer::Result(result) => Ok(output::line(result.get())?),
+    match args.command {
+        Command::Erase(args) => erase::erase(&args, global),
+        Command::Status(args) => erase::status(&args, global),
+        Command::Hold(args) => holds::hold(&args, global),
+        Command::Release(args) => holds::release(&args, global),
+        Command::Holds(args) => holds::list(&args, global),
+        Command::Restrict(args) => restrict::restrict(&args, global),
+        Command::Unrestrict(args) => restrict::unrestrict(&args, global),
+        Command::Find(args) => find::run(&args, global),
     }
 }
 
-impl Erase {
-    fn params(self) -> Map<String, Value> {
-        let given = [
-            ("user_id", Some(self.user)),
-            ("reason", Some(self.reason)),
-            ("note", self.note),
-            ("id", self.id),
-            ("salt", self.salt),
-            ("request_id", self.request_id),
-        ];
-        let given = given.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?.into())));
-        given.chain(self.dry_run.then(|| ("dry_run".to_owned(), true.into()))).collect()
+/// The user id that was given, or the one on standard input where `-` was: an argument is seen by everybody on the host.
+pub(super) fn user_id(given: &str) -> anyhow::Result<String> {
+    if given != "-" {
+        return Ok(given.to_owned());
     }
+    let text = std::io::read_to_string(std::io::stdin().lock())
+        .map_err(|error| coded(Code::Usage, format!("standard input: {error}")))?;
+    let line = text.strip_suffix('\n').unwrap_or(&text);
+    let line = line.strip_suffix('\r').unwrap_or(line);
+    if line.is_empty() || line.contains('\n') {
+        return Err(coded(Code::Usage, "standard input must be one line with one user id"));
+    }
+    Ok(line.to_owned())
 }

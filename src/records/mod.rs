@@ -4,6 +4,7 @@
 
 pub mod consent;
 pub mod conversation;
+pub mod find;
 mod held;
 pub mod preferences;
 pub mod profile;

@@ -46,6 +46,8 @@ diesel::table! {
         version -> Int8,
         created_at -> Timestamptz,
         updated_at -> Timestamptz,
+        username_digest -> Nullable<Bytea>,
+        email_digest -> Nullable<Bytea>,
     }
 }
 

@@ -200,7 +200,7 @@ pub const TABLES: &[Table] = &[
             sealed("full_name_sealed"),
             sealed("metadata_sealed"),
         ],
-        identity: &[],
+        identity: &["username_digest", "email_digest"],
         clear: &["subject_id", "version", "created_at", "updated_at"],
     },
     Table {
