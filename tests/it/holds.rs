@@ -96,8 +96,8 @@ fn nothing_of_a_held_person_is_deleted() {
     let refused = [
         ("profile.delete", json!({ "user_id": ALICE })),
         ("preferences.delete", json!({ "user_id": ALICE })),
-        ("conversation.delete", json!({ "id": conversation })),
         ("conversation.update", json!({ "id": conversation, "changes": messages })),
+        ("conversation.delete", json!({ "id": conversation })),
         ("subject.erase", json!({ "user_id": ALICE, "reason": "request" })),
     ];
     let counts = client.ok("subject.status", json!({ "user_id": ALICE }))["counts"].clone();

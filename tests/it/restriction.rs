@@ -143,7 +143,7 @@ fn the_reason_is_in_the_log_for_as_long_as_the_person_is() {
     unrestrict(&mut client);
     let reasons = |client: &mut Client| {
         ["subject.restrict", "subject.unrestrict"].map(|action| {
-            let found = client.ok("audit.query", json!({ "action": action }));
+            let found = client.ok("audit.query", json!({ "action": action, "outcome": "success" }));
             let entry = found["items"][0].clone();
             assert_eq!(found["items"].as_array().unwrap().len(), 1, "{found}");
             (entry["subject_user_id"].clone(), entry["metadata"]["reason"].clone())
