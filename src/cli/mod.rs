@@ -7,9 +7,11 @@ use clap::{Parser, Subcommand};
 pub use exit::{exit_code, message};
 
 mod call;
+mod certificate;
 mod client;
 mod completions;
 mod config;
+mod data_map;
 mod dev;
 mod exit;
 mod health;
@@ -67,6 +69,8 @@ enum Command {
     Config(config::Args),
     Keyring(keyring::Args),
     Signing(signing::Args),
+    Certificate(certificate::Args),
+    DataMap(data_map::Args),
     Verify(verify::Args),
     Openrpc(openrpc::Args),
     Completions(completions::Args),
@@ -92,6 +96,8 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Config(args) => config::run(args, &global),
         Command::Keyring(args) => keyring::run(args),
         Command::Signing(args) => signing::run(args, &global),
+        Command::Certificate(args) => certificate::run(args, &global),
+        Command::DataMap(args) => data_map::run(args, &global),
         Command::Verify(args) => verify::run(args, &global),
         Command::Openrpc(args) => openrpc::run(args),
         Command::Completions(args) => completions::run(args),

@@ -1,5 +1,6 @@
 //! `sidekeep subject …`: the rights of a person, each through the running daemon.
 
+mod erase;
 mod find;
 mod holds;
 mod restrict;
@@ -18,6 +19,8 @@ pub(super) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Erase(erase::Erase),
+    Status(erase::Status),
     Hold(holds::Hold),
     Release(holds::Release),
     Holds(holds::List),
@@ -28,6 +31,8 @@ enum Command {
 
 pub(super) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
     match args.command {
+        Command::Erase(args) => erase::erase(&args, global),
+        Command::Status(args) => erase::status(&args, global),
         Command::Hold(args) => holds::hold(&args, global),
         Command::Release(args) => holds::release(&args, global),
         Command::Holds(args) => holds::list(&args, global),

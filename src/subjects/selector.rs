@@ -261,6 +261,7 @@ pub const TABLES: &[Table] = &[
             "active_at",
         ],
     },
+    // An open one keeps its person, so an erasure meets released ones alone.
     Table {
         name: "legal_holds",
         whose: Whose::Subject,
@@ -379,19 +380,6 @@ pub const TABLES: &[Table] = &[
             "outcome",
             "results",
         ],
-    },
-    // An open one keeps its person, so an erasure meets released ones alone.
-    Table {
-        name: "legal_holds",
-        whose: Whose::Subject,
-        erasure: Erasure::Deleted,
-        period: Period::Person,
-        export: Export::Access("holds"),
-        counted: None,
-        key: &["id"],
-        sealed: &[sealed("reason_sealed"), sealed("release_reason_sealed")],
-        identity: &[],
-        clear: &["id", "subject_id", "placed_at", "released_at"],
     },
     Table {
         name: "subjects",

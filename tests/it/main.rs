@@ -18,6 +18,8 @@ mod bad_input;
 mod commands;
 mod dev;
 mod discover;
+mod erasure;
+mod erasure_faults;
 mod faults;
 mod find;
 mod holds;

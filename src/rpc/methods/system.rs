@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::jobs::{JOBS, Job, JobRun, RunState};
 use crate::rpc::call::Call;
 use crate::rpc::params::None;
-use crate::subjects::request::Counts;
+use crate::subjects::request::OpenRequests;
 
 /// A look at the server that is older than this says nothing of it.
 const STALE: Duration = Duration::from_secs(20);
@@ -72,7 +72,7 @@ struct Report {
     /// What each job ran last, by its name.
     jobs: BTreeMap<&'static str, JobReport>,
     /// The requests of people that are open; null until they were counted.
-    requests: Option<Counts>,
+    requests: Option<OpenRequests>,
     /// The ids of the key-encryption keys, the active one first.
     kek_ids: Vec<String>,
     /// The least that is logged.
