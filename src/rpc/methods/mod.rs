@@ -12,6 +12,8 @@ mod subject;
 mod subject_holds;
 mod system;
 
+pub(super) use system::Found;
+
 use std::collections::HashMap;
 
 use futures_util::FutureExt;
