@@ -37,6 +37,8 @@ pub struct Draft {
     pub given_id: bool,
     /// Whether persons who do not exist yet are created.
     pub creates: bool,
+    /// Whether it is sidekeep's own, and not an application's.
+    pub own: bool,
     /// What is stored in the clear; its persons are not filled in yet.
     pub entry: Entry,
     client: Option<String>,
@@ -103,6 +105,7 @@ impl Draft {
         let has_client = client.ip_address.is_some() || client.user_agent.is_some();
         let client =
             has_client.then(|| serde_json::to_string(&client).map_err(Error::internal)).transpose()?;
+        let is_own = own.is_some();
         let kept = given.id.is_some().then(|| Box::new(given.clone()));
         let id = given.id.unwrap_or_else(RecordId::generate);
         Ok(Self {
@@ -125,6 +128,7 @@ impl Draft {
             },
             given_id: kept.is_some(),
             creates: true,
+            own: is_own,
             metadata: given.metadata,
             actor,
             subject,
@@ -137,6 +141,11 @@ impl Draft {
     pub fn weight(&self) -> usize {
         let metadata = self.metadata.as_ref().map_or(0, |metadata| metadata.as_str().len());
         1024_usize.saturating_add(metadata.saturating_mul(2))
+    }
+
+    /// Leaves out address and program, which there is nobody to seal for.
+    pub(super) fn forget_client(&mut self) {
+        self.client = None;
     }
 
     /// The persons it names.
