@@ -11,10 +11,12 @@ use diesel::sql_types::Timestamptz;
 use diesel_async::RunQueryDsl;
 
 use super::entry::Head;
+use super::growth::Tile;
+use super::head_mac::{HEAD, head_parts};
 use super::log::Log;
-use super::merkle::{Frontier, Hash, Node, cover};
+use super::merkle::{Frontier, Hash, cover};
 use super::note::{self, Checkpoint, VerifierKey};
-use super::stream::{HEAD, Sealed, head_parts};
+use super::stream::Sealed;
 use super::tree::{HEADS, Tree};
 use super::{staged, succession};
 use crate::error::{Error, Result};
@@ -35,6 +37,7 @@ pub(super) struct StreamRow {
     pub(super) root: Vec<u8>,
     pub(super) head_mac: Vec<u8>,
     pub(super) frontier: Vec<u8>,
+    pub(super) edge: Vec<u8>,
     pub(super) closed_at: Option<DateTime<Utc>>,
 }
 
@@ -58,6 +61,7 @@ pub(super) struct CheckpointRow {
     pub(super) root: Vec<u8>,
     pub(super) note: String,
     pub(super) at: DateTime<Utc>,
+    pub(super) edge: Option<Vec<u8>>,
 }
 
 /// A row of `audit_nodes`.
@@ -68,9 +72,15 @@ pub(super) struct NewNode {
     level: i32,
     index: i64,
     hash: Vec<u8>,
+    children: Vec<u8>,
 }
 
 impl StreamRow {
+    /// How many entries it has.
+    pub(super) fn size(&self) -> u64 {
+        u64::try_from(self.size).unwrap_or(0)
+    }
+
     /// The root, where a daemon has sealed this head.
     pub(super) fn sealed_root(&self, log: &Log) -> Result<Option<Hash>> {
         Ok(self.sealed(log.keyring.own()?).map(|(_, root)| root))
@@ -150,21 +160,26 @@ impl Log {
     async fn extend(&self, tx: &mut Connection) -> Result<Made> {
         let signer = self.signer()?;
         let grown = grown(tx).await?;
-        let size: i64 = audit_heads::table.count().get_result(tx).await?;
+        let last: Option<i64> =
+            audit_heads::table.select(diesel::dsl::max(audit_heads::index)).get_result(tx).await?;
+        let size = last.map_or(0, |last| last.saturating_add(1));
         if grown.is_empty() {
             return Ok(Made { checkpoint: false, succession: None });
         }
         let at: DateTime<Utc> =
             diesel::select(sql::<Timestamptz>("clock_timestamp()")).get_result(tx).await?;
-        let mut frontier = frontier(tx, Tree::Heads, u64::try_from(size).map_err(Error::internal)?).await?;
+        let mut tree = Tree::Heads.growth(tx).await?;
+        if i64::try_from(tree.size()).ok() != Some(size) {
+            return Err(Error::Tampered { at: "audit_heads: a head is missing, or in no checkpoint".into() });
+        }
         let (mut heads, mut nodes) = (Vec::new(), Vec::new());
         for stream in grown {
             let root = stream.sealed_root(self)?.ok_or_else(|| Error::Tampered {
                 at: format!("audit_streams, stream {}: its head was not sealed by a daemon", stream.stream),
             })?;
-            let index = i64::try_from(frontier.size()).map_err(Error::internal)?;
+            let index = i64::try_from(tree.size()).map_err(Error::internal)?;
             let leaf = Head::new(at, root, stream.size, stream.stream).leaf();
-            frontier.push(leaf, |node, hash| nodes.extend(NewNode::of_heads(node, hash)));
+            tree.push(leaf, |tile| nodes.extend(NewNode::of_heads(&tile)));
             heads.push(HeadRow {
                 index,
                 stream: stream.stream,
@@ -174,13 +189,14 @@ impl Log {
                 leaf_hash: leaf.bytes().to_vec(),
             });
         }
-        let checkpoint = Checkpoint { size: frontier.size(), root: frontier.root() };
+        let checkpoint = Checkpoint { size: tree.size(), root: tree.root() };
         let succession = self.succession(tx, &checkpoint, signer).await?;
         let row = CheckpointRow {
             size: i64::try_from(checkpoint.size).map_err(Error::internal)?,
             root: checkpoint.root.bytes().to_vec(),
             note: note::sign(self.keyring.deployment(), &checkpoint, signer),
             at,
+            edge: Some(tree.edge()),
         };
         diesel::insert_into(audit_heads::table).values(heads).execute(tx).await?;
         diesel::insert_into(audit_nodes::table).values(nodes).execute(tx).await?;
@@ -274,14 +290,14 @@ pub(super) async fn newest(connection: &mut Connection) -> Result<Option<Checkpo
 }
 
 impl NewNode {
-    /// The row of a subtree of the heads log, where it is one that is stored.
-    pub(super) fn of_heads(node: Node, hash: Hash) -> Option<Self> {
-        node.level.is_multiple_of(8).then_some(())?;
+    /// The row of a tile of the heads log.
+    pub(super) fn of_heads(tile: &Tile) -> Option<Self> {
         Some(Self {
             stream: HEADS,
-            level: i32::try_from(node.level).ok()?,
-            index: i64::try_from(node.index).ok()?,
-            hash: hash.bytes().to_vec(),
+            level: i32::try_from(tile.node.level).ok()?,
+            index: i64::try_from(tile.node.index).ok()?,
+            hash: tile.hash.bytes().to_vec(),
+            children: tile.children.iter().flat_map(|hash| *hash.bytes()).collect(),
         })
     }
 }

@@ -1,12 +1,14 @@
 //! The log as the rest of sidekeep sees it: append to it, stage into it, read it, prove it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
 use super::by::By;
+use super::doing::{Doing, Leased};
 use super::draft::{Draft, Known};
 use super::entry::{Append, Outcome};
 use super::gap::Gap;
@@ -29,8 +31,10 @@ pub struct Log {
     pub(super) keyring: Arc<Keyring>,
     pub(super) signers: Vec<SigningKey>,
     pub(super) verified: AtomicU64,
+    pub(super) to_verify: AtomicU64,
     pub(super) publication: Arc<Publication>,
     queue: Queue,
+    doing: Arc<Doing>,
 }
 
 /// What was staged, if anything is to be.
@@ -51,10 +55,12 @@ impl Log {
         end: &CancellationToken,
     ) -> Self {
         let (queue, receivers) = Queue::new(audit.streams, audit.max_wait.duration());
-        let log = Self::with(store, keyring, (signers, audit), queue);
+        let doing = Arc::new(Doing::default());
+        let log = Self::with(store, keyring, (signers, audit), (queue, doing.clone()));
         for requests in receivers {
             let idempotency = audit.idempotency.duration();
-            let writer = Writer::new(log.publication.clone(), requests, idempotency, end.clone());
+            let writer =
+                Writer::new(log.publication.clone(), requests, idempotency, doing.clone(), end.clone());
             log.store.tracker().spawn(writer.run());
         }
         log.store.tracker().spawn(log.publication.clone().guard(end.clone()));
@@ -63,20 +69,21 @@ impl Log {
 
     /// The log for reading alone, by a process that appends nothing.
     pub fn reader(store: Arc<Store>, keyring: Arc<Keyring>, signers: Vec<SigningKey>, audit: &Audit) -> Self {
-        let (queue, _) = Queue::new(1, std::time::Duration::ZERO);
-        Self::with(store, keyring, (signers, audit), queue)
+        let (queue, _) = Queue::new(1, Duration::ZERO);
+        Self::with(store, keyring, (signers, audit), (queue, Arc::default()))
     }
 
     fn with(
         store: Arc<Store>,
         keyring: Arc<Keyring>,
         (signers, audit): (Vec<SigningKey>, &Audit),
-        queue: Queue,
+        (queue, doing): (Queue, Arc<Doing>),
     ) -> Self {
         let key = |key: &SigningKey| VerifierKey::new(keyring.deployment(), key.public());
         let keys = signers.iter().map(key).collect();
         let publication = Arc::new(Publication::new(store.clone(), keyring.clone(), keys, audit));
-        Self { store, keyring, signers, verified: AtomicU64::new(0), publication, queue }
+        let (verified, to_verify) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { store, keyring, signers, verified, to_verify, publication, queue, doing }
     }
 
     /// Its publication.
@@ -112,14 +119,24 @@ impl Log {
         !self.signers.is_empty()
     }
 
-    /// About how many entries the verification that runs has looked at.
-    pub fn verified(&self) -> u64 {
-        self.verified.load(Ordering::Relaxed)
+    /// About how many leaves the verification that runs has looked at, and how many entries the log has.
+    pub fn verified(&self) -> (u64, u64) {
+        (self.verified.load(Ordering::Relaxed), self.to_verify.load(Ordering::Relaxed))
     }
 
-    /// How many requests wait.
-    pub fn waiting(&self) -> usize {
-        self.queue.len()
+    /// How many requests wait, and how many may.
+    pub fn waiting(&self) -> (usize, usize) {
+        (self.queue.len(), self.queue.max())
+    }
+
+    /// The streams that this daemon has leased.
+    pub fn leased(&self) -> Vec<Leased> {
+        self.doing.leased()
+    }
+
+    /// How many entries were staged and waited when it was last looked, how long the oldest had, and how long ago that was.
+    pub fn lag(&self) -> Option<(staged::Lag, Duration)> {
+        self.doing.lag()
     }
 
     /// Makes the months ahead of need. Answers how many were made.
@@ -146,10 +163,11 @@ impl Log {
         self.may_append()?;
         let many = given.len() > 1;
         let mut drafts: Vec<Draft> = Vec::with_capacity(given.len());
+        let mut ids = HashSet::new();
         for (index, given) in given.into_iter().enumerate() {
             let draft =
                 Draft::new(given, None).map_err(|error| if many { in_entry(index, error) } else { error })?;
-            if drafts.iter().any(|other| other.given_id && other.entry.id == draft.entry.id) {
+            if many && draft.given_id && !ids.insert(draft.entry.id.clone()) {
                 return Err(Error::invalid(
                     format!("entries[{index}].id"),
                     "is that of another entry of this call",
@@ -157,7 +175,7 @@ impl Log {
             }
             drafts.push(draft);
         }
-        self.queue.append(by.connection, drafts, &by.deadline).await
+        self.queue.append(by.connection, drafts, by.turn(), &by.deadline).await
     }
 
     /// Appends the access entry of a call that staged none, and waits for the commit.
@@ -166,7 +184,7 @@ impl Log {
     /// As [`Log::append`]; the call must not be answered then.
     pub async fn note(&self, by: &By, outcome: Outcome, deadline: &Deadline) -> Result<()> {
         self.may_append()?;
-        self.queue.append(by.connection, vec![by.draft(outcome)?], deadline).await.map(drop)
+        self.queue.append(by.connection, vec![by.draft(outcome)?], by.turn(), deadline).await.map(drop)
     }
 
     /// Enters that a peer was refused so often.
@@ -195,7 +213,7 @@ impl Log {
         }
         self.may_append()?;
         by.concerns(&subject.user_id);
-        let draft = by.draft(Outcome::Success)?;
+        let mut draft = by.draft(Outcome::Success)?;
         let mut known = HashMap::new();
         known.insert(
             subject.user_id.clone(),
@@ -211,7 +229,8 @@ impl Log {
             known.insert(actor.as_str().to_owned(), actor_known);
         }
         let own = self.keyring.own()?;
-        let sealed = staged::stage(tx, own, draft.seal(&known, own)?).await?;
+        draft.seal(&known, own)?;
+        let sealed = staged::stage(tx, own, draft.entry).await?;
         Ok(Some(Box::new(sealed)))
     }
 
@@ -229,7 +248,7 @@ impl Log {
     /// [`Error::Unavailable`] when the deadline comes first.
     pub async fn drained(&self, deadline: &Deadline) -> Result<()> {
         self.may_append()?;
-        staged::drained(&self.store, deadline).await
+        staged::drained(&self.store, self.keyring.own()?, deadline).await
     }
 }
 

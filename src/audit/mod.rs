@@ -2,9 +2,13 @@
 
 mod by;
 mod columns;
+mod doing;
 mod draft;
 pub mod entry;
+mod filter;
 pub mod gap;
+mod growth;
+mod head_mac;
 mod heads;
 mod log;
 pub mod merkle;
@@ -23,14 +27,20 @@ pub mod staged;
 mod stream;
 pub mod succession;
 mod tree;
+mod turn;
+#[cfg(test)]
+mod vectors;
 pub mod verify;
+mod weed;
 mod work;
 mod writer;
 
 pub use by::By;
-pub use draft::{Draft, SUBJECT};
+pub use doing::Leased;
+pub use draft::{Draft, Known, SUBJECT};
 pub use log::{APPEND_MANY, Log, Staged, UnknownActor};
 pub use open::Shown;
 pub use queue::{Queue, Receipt};
 pub use stream::Sealed;
+pub use turn::{Turn, Turns};
 pub use writer::Writer;

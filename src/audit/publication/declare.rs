@@ -6,10 +6,11 @@ use diesel_async::RunQueryDsl;
 
 use super::super::entry::Head;
 use super::super::gap::Gap;
-use super::super::heads::{CheckpointRow, HeadRow, NewNode, StreamRow, frontier};
+use super::super::head_mac::{HEAD, head_parts};
+use super::super::heads::{CheckpointRow, HeadRow, NewNode, StreamRow};
 use super::super::merkle::Frontier;
 use super::super::staged;
-use super::super::stream::{HEAD, Sealed, head_parts};
+use super::super::stream::Sealed;
 use super::super::tree::Tree;
 use super::Publication;
 use super::compare::{Missing, count, gaps};
@@ -78,11 +79,14 @@ impl Publication {
 
 /// Heads, the subtrees over them, and the newest note.
 async fn take_over(tx: &mut Connection, count: u64, lacking: &[Head], missing: &Missing) -> Result<()> {
-    let mut heads = frontier(tx, Tree::Heads, count).await?;
+    let mut heads = Tree::Heads.growth(tx).await?;
+    if heads.size() != count {
+        return Err(Error::Tampered { at: format!("the heads log, at {count} heads") });
+    }
     let (mut rows, mut nodes) = (Vec::with_capacity(lacking.len()), Vec::new());
     for head in lacking {
         let (index, leaf) = (i64::try_from(heads.size()).map_err(Error::internal)?, head.leaf());
-        heads.push(leaf, |node, hash| nodes.extend(NewNode::of_heads(node, hash)));
+        heads.push(leaf, |tile| nodes.extend(NewNode::of_heads(&tile)));
         rows.push(HeadRow {
             index,
             stream: head.stream,
@@ -108,6 +112,7 @@ async fn take_over(tx: &mut Connection, count: u64, lacking: &[Head], missing: &
         root: checkpoint.root.bytes().to_vec(),
         note: missing.newest.note.clone(),
         at: last.at.utc(),
+        edge: Some(heads.edge()),
     };
     diesel::insert_into(audit_checkpoints::table).values(note).on_conflict_do_nothing().execute(tx).await?;
     Ok(())

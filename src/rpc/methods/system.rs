@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::{About, Methods};
 use crate::app::State;
+use crate::audit::Leased;
 use crate::audit::publication::{self, Standing};
 use crate::config::{LogLevel, Period};
 use crate::error::{Error, Result};
@@ -96,14 +97,20 @@ struct Report {
     connections: ConnectionsReport,
     /// Calls.
     calls: CallsReport,
-    /// How many requests wait for the writers of the audit log.
-    audit_queue: usize,
+    /// The streams of the audit log that this daemon writes at present; it leases one when it first has an entry.
+    streams: Vec<Leased>,
+    /// Requests that wait for the writers of the audit log.
+    queue: QueueReport,
+    /// What was written with changes, and is not in the audit log yet.
+    lag: LagReport,
     /// Connections to PostgreSQL.
     pool: PoolReport,
     /// What PostgreSQL last said of itself.
     database: DatabaseReport,
     /// How the audit log stands to what was published of it.
     publication: publication::Report,
+    /// How far the audit log is verified.
+    verification: VerificationReport,
     /// What each job ran last, by its name.
     jobs: BTreeMap<&'static str, JobReport>,
     /// The ids of the key-encryption keys, the active one first.
@@ -134,6 +141,26 @@ struct CallsReport {
     draining: bool,
 }
 
+/// Requests that wait for the writers.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+struct QueueReport {
+    /// How many wait.
+    waiting: usize,
+    /// How many may.
+    max: usize,
+}
+
+/// How far the log is behind the records, in the whole database.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+struct LagReport {
+    /// How many entries wait.
+    staged: Option<i64>,
+    /// How long the oldest has waited.
+    oldest_seconds: Option<f64>,
+    /// How long ago it was looked.
+    age_seconds: Option<u64>,
+}
+
 /// The pool.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 struct PoolReport {
@@ -160,6 +187,15 @@ struct DatabaseReport {
     synchronous_standbys: Option<i64>,
     /// How long ago it was asked.
     age_seconds: Option<u64>,
+}
+
+/// The verification of the audit log.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+struct VerificationReport {
+    /// How long ago the last one ended that found the log intact.
+    age_seconds: Option<u64>,
+    /// Up to how many entries.
+    entries: Option<u64>,
 }
 
 /// A job.
@@ -213,7 +249,7 @@ pub(super) fn add(methods: &mut Methods) {
         About::own(
             "system.status",
             "Version, uptime, calls, pool and what PostgreSQL last said of itself.",
-            ("{}", r#"{"version":"0.1.0","deployment":"sidekeep","uptime_seconds":12,"health":{"status":"ok","checks":{"database":{"status":"ok","message":null},"drain":{"status":"ok","message":null},"jobs":{"status":"ok","message":null},"publication":{"status":"ok","message":null}}},"connections":{"open":1,"max":10000},"calls":{"in_flight":0,"max":4096,"draining":false},"audit_queue":0,"pool":{"max":8,"open":1,"free":1,"waiting":0},"database":{"version":"150018","in_recovery":false,"synchronous_standby_names":"","synchronous_standbys":0,"age_seconds":1},"publication":{"state":"off","size":null,"at":null,"age_seconds":null,"message":null,"gaps":[]},"jobs":{},"kek_ids":["6c1b9f0d2a7e4835"],"log_level":"info","reload_error":null}"#),
+            ("{}", r#"{"version":"0.1.0","deployment":"sidekeep","uptime_seconds":12,"health":{"status":"ok","checks":{"database":{"status":"ok","message":null},"drain":{"status":"ok","message":null},"jobs":{"status":"ok","message":null},"publication":{"status":"ok","message":null}}},"connections":{"open":1,"max":10000},"calls":{"in_flight":0,"max":4096,"draining":false},"streams":[{"stream":0,"size":42,"epoch":1,"leased_until":"2026-11-20T19:55:15.000000Z"}],"queue":{"waiting":0,"max":16384},"lag":{"staged":0,"oldest_seconds":0.0,"age_seconds":1},"pool":{"max":8,"open":1,"free":1,"waiting":0},"database":{"version":"150018","in_recovery":false,"synchronous_standby_names":"","synchronous_standbys":0,"age_seconds":1},"publication":{"state":"whole","size":42,"at":"2026-11-20T19:55:00.000000Z","age_seconds":30,"message":null,"gaps":[]},"verification":{"age_seconds":600,"entries":4242},"jobs":{},"kek_ids":["6c1b9f0d2a7e4835"],"log_level":"info","reload_error":null}"#),
         ),
         |call, _: None| async move { Ok(report(&call)) },
     );
@@ -285,7 +321,9 @@ fn jobs(call: &Call) -> Check {
         .map(|job| job.name)
         .collect();
     if failed.is_empty() {
-        return Check { status: Status::Ok, message: Option::None };
+        let late = Job::find(VERIFY).is_ok_and(|job| call.calls.jobs().is_overdue(job));
+        let message = late.then(|| "the audit log was not verified in time; see job.history".into());
+        return Check { status: if late { Status::Degraded } else { Status::Ok }, message };
     }
     let message = format!("the last run failed of {}; see job.history", failed.join(", "));
     Check { status: Status::Degraded, message: Some(message) }
@@ -295,6 +333,18 @@ fn jobs(call: &Call) -> Check {
 fn publication(call: &Call) -> Check {
     let message = call.app.records.log().publication().standing().message();
     Check { status: if message.is_some() { Status::Degraded } else { Status::Ok }, message }
+}
+
+/// The job that verifies the log, and what it says of how far it came.
+const VERIFY: &str = "verify";
+
+fn verification(call: &Call) -> VerificationReport {
+    let last = call.calls.jobs().succeeded(VERIFY);
+    let counts = last.as_ref().and_then(|last| last.run.counts.as_ref());
+    VerificationReport {
+        age_seconds: last.as_ref().map(|last| last.age().as_secs()),
+        entries: counts.and_then(|counts| counts.get("reached")?.as_u64()),
+    }
 }
 
 fn job_reports(call: &Call) -> BTreeMap<&'static str, JobReport> {
@@ -346,6 +396,20 @@ fn health(call: &Call) -> Health {
     Health { status, checks }
 }
 
+fn queue(call: &Call) -> QueueReport {
+    let (waiting, max) = call.app.records.log().waiting();
+    QueueReport { waiting, max }
+}
+
+fn lag(call: &Call) -> LagReport {
+    let lag = call.app.records.log().lag();
+    LagReport {
+        staged: lag.map(|(lag, _)| lag.entries),
+        oldest_seconds: lag.map(|(lag, _)| lag.seconds),
+        age_seconds: lag.map(|(_, age)| age.as_secs()),
+    }
+}
+
 fn report(call: &Call) -> Report {
     let pool = call.app.records.store().pool_status();
     let seen = call.app.records.store().watch().seen();
@@ -365,7 +429,9 @@ fn report(call: &Call) -> Report {
             max: call.app.config.limits.calls,
             draining: call.calls.is_draining(),
         },
-        audit_queue: call.app.records.log().waiting(),
+        streams: call.app.records.log().leased(),
+        queue: queue(call),
+        lag: lag(call),
         pool: PoolReport { max: pool.max, open: pool.open, free: pool.free, waiting: pool.waiting },
         database: DatabaseReport {
             version: server.as_ref().map(|server| server.version.clone()),
@@ -375,6 +441,7 @@ fn report(call: &Call) -> Report {
             age_seconds,
         },
         publication: call.app.records.log().publication().report(),
+        verification: verification(call),
         jobs: job_reports(call),
         kek_ids: call.app.records.keyring().kek_ids().map(str::to_owned).collect(),
         log_level: call.app.telemetry.level(),
@@ -391,6 +458,12 @@ fn gauges(call: &Call) {
     metrics::gauge!(crate::telemetry::POOL_CONNECTIONS, "state" => "waiting").set(number(pool.waiting));
     metrics::gauge!(crate::telemetry::CONNECTIONS).set(number(call.calls.connections()));
     metrics::gauge!(crate::telemetry::CALLS_IN_FLIGHT).set(number(call.calls.in_flight()));
+    metrics::gauge!(crate::telemetry::AUDIT_QUEUE).set(number(call.app.records.log().waiting().0));
+    if let Some((lag, _)) = call.app.records.log().lag() {
+        let entries = usize::try_from(lag.entries).unwrap_or_default();
+        metrics::gauge!(crate::telemetry::AUDIT_STAGED).set(number(entries));
+        metrics::gauge!(crate::telemetry::AUDIT_STAGED_AGE).set(lag.seconds);
+    }
     let publication = call.app.records.log().publication().report();
     for state in Standing::WORDS {
         let is = if publication.state == state { 1.0 } else { 0.0 };
@@ -400,6 +473,12 @@ fn gauges(call: &Call) {
         let size = f64::from(u32::try_from(size).unwrap_or(u32::MAX));
         metrics::gauge!(crate::telemetry::PUBLISHED_HEADS).set(size);
         metrics::gauge!(crate::telemetry::PUBLICATION_AGE).set(Duration::from_secs(age).as_secs_f64());
+    }
+    let verified = verification(call);
+    if let (Some(age), Some(entries)) = (verified.age_seconds, verified.entries) {
+        metrics::gauge!(crate::telemetry::VERIFIED_AGE).set(Duration::from_secs(age).as_secs_f64());
+        let entries = f64::from(u32::try_from(entries).unwrap_or(u32::MAX));
+        metrics::gauge!(crate::telemetry::VERIFIED_ENTRIES).set(entries);
     }
     for (name, last) in call.calls.jobs().ended() {
         metrics::gauge!(crate::telemetry::JOB_AGE, "job" => name).set(last.age().as_secs_f64());
