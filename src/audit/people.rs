@@ -79,6 +79,13 @@ impl People {
         referred
     }
 
+    /// Whom these entries refer to, under whatever keys.
+    pub(super) fn referred_ids(&self, drafts: &[&Draft]) -> Vec<i64> {
+        let mut ids: Vec<i64> = self.referred(drafts).into_iter().map(|(id, _)| id).collect();
+        ids.dedup();
+        ids
+    }
+
     /// Forgets them: somebody is gone, or has another key.
     pub(super) fn forget(&mut self, drafts: &[&Draft]) {
         for person in drafts.iter().flat_map(|draft| draft.people()) {

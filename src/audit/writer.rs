@@ -247,8 +247,14 @@ impl Writer {
             Refused::Lost => self.stream = None,
             Refused::StalePeople => {
                 let drafts: Vec<&Draft> = batch.iter().flat_map(Work::drafts).collect();
+                let before = self.people.referred_ids(&drafts);
                 self.people.forget(&drafts);
-                return Ok(one_try_less(batch));
+                if let Err(error) = self.people.meet(&self.store, &self.keyring, &drafts, &self.step()).await {
+                    return Err((error, batch));
+                }
+                // A rotation re-wraps each key once: the same people under other keys are no reason to give up.
+                let same = self.people.referred_ids(&drafts) == before;
+                return Ok(if same { batch } else { one_try_less(batch) });
             }
             Refused::Clock => {
                 let deadline = self.step();

@@ -75,6 +75,7 @@ pub(super) struct Run {
     pub(super) holder: Option<String>,
     pub(super) counts: Option<Value>,
     pub(super) error: Option<String>,
+    pub(super) target: Option<String>,
 }
 
 impl Run {
@@ -195,18 +196,20 @@ impl Claim<'_> {
         self,
         store: &Store,
         dry_run: bool,
+        target: Option<&str>,
         deadline: &Deadline,
     ) -> Result<Option<Run>> {
         const CLAIM: &str = "WITH claimed AS ( \
-            INSERT INTO sidekeep.job_runs (run, name, due_at, started_at, state, dry_run, epoch, heartbeat_at, holder) \
-            VALUES ($1, $2, now(), now(), 'running', $3, 1, now(), $4) ON CONFLICT DO NOTHING RETURNING *) \
+            INSERT INTO sidekeep.job_runs (run, name, due_at, started_at, state, dry_run, epoch, heartbeat_at, holder, target) \
+            VALUES ($1, $2, now(), now(), 'running', $3, 1, now(), $4, $5) ON CONFLICT DO NOTHING RETURNING *) \
             SELECT * FROM claimed UNION ALL SELECT * FROM sidekeep.job_runs WHERE run = $1";
         let claimed = store.single(deadline, "jobs.claim", async |connection| {
             let query = diesel::sql_query(CLAIM)
                 .bind::<Text, _>(self.run)
                 .bind::<Text, _>(self.name)
                 .bind::<Bool, _>(dry_run)
-                .bind::<Text, _>(self.holder);
+                .bind::<Text, _>(self.holder)
+                .bind::<Nullable<Text>, _>(target);
             Ok(query.load::<Run>(connection).await?)
         });
         Ok(claimed.await?.pop())
@@ -238,14 +241,20 @@ impl Run {
         Ok(taken.await?.pop())
     }
 
-    /// Says that its holder lives. Answers whether it still is the holder.
-    pub(super) async fn beat(&self, store: &Store, deadline: &Deadline) -> Result<bool> {
+    /// Says that its holder lives, and how far it is. Answers whether it still is the holder.
+    pub(super) async fn beat(
+        &self,
+        store: &Store,
+        counts: Option<&Value>,
+        deadline: &Deadline,
+    ) -> Result<bool> {
         let rows = store.single(deadline, "jobs.beat", async |connection| {
             let mine = job_runs::table
                 .find(&self.run)
                 .filter(job_runs::epoch.eq(self.epoch))
                 .filter(job_runs::state.eq("running"));
-            let beat = diesel::update(mine).set(job_runs::heartbeat_at.eq(diesel::dsl::now));
+            let beat = diesel::update(mine)
+                .set((job_runs::heartbeat_at.eq(diesel::dsl::now), counts.map(|counts| job_runs::counts.eq(counts))));
             Ok(beat.execute(connection).await?)
         });
         Ok(rows.await? > 0)

@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 use super::claim::{self, JobRun, Run};
 use super::schedule::Schedule;
 use super::scheduler::Jobs;
-use super::{JOBS, Job};
+use super::{JOBS, every};
 use crate::clock::Timestamp;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::store::Deadline;
 use crate::store::schema::job_runs;
 use crate::values::{Limit, Page, decode, encode, fit};
@@ -37,7 +37,7 @@ pub struct Listed {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct History {
-    /// The runs of this job alone.
+    /// The runs of this job alone; `keyring_rotation` for those of keyring.rotate.
     pub name: Option<String>,
     /// How many items at most.
     #[serde(default)]
@@ -55,20 +55,20 @@ impl Jobs {
         let names: Vec<_> = JOBS.iter().map(|job| job.name).collect();
         let look = claim::look(self.store(), &names, deadline).await?;
         let config = &self.app.config.jobs;
-        let listed = JOBS.iter().map(|job| {
-            let settings = (job.settings)(config);
+        let listed = JOBS.iter().filter_map(|job| {
+            let settings = (job.settings?)(config);
             let enabled = job.is_enabled(config);
             let now = look.status(job.name).map(|status| status.now);
             let next = now.filter(|_| enabled).and_then(|now| Schedule::of(settings).next(now));
             let last = look.running(job.name).or_else(|| look.ended(job.name));
-            Listed {
+            Some(Listed {
                 name: job.name,
                 schedule: settings.schedule.to_string(),
                 time_zone: settings.time_zone.to_string(),
                 enabled,
                 next_due: next.map(Timestamp::from),
                 last_run: last.cloned().map(Run::shown),
-            }
+            })
         });
         Ok(listed.collect())
     }
@@ -76,14 +76,14 @@ impl Jobs {
     /// A page of runs, the newest first.
     ///
     /// # Errors
-    /// [`crate::error::Error::Invalid`] for a job that there is not, or a cursor that is none.
+    /// [`Error::Invalid`] for a job that there is not, or a cursor that is none.
     pub async fn history(
         &self,
         asked: &History,
         max_bytes: u64,
         deadline: &Deadline,
     ) -> Result<Page<JobRun>> {
-        let name = asked.name.as_deref().map(Job::find).transpose()?.map(|job| job.name);
+        let name = asked.name.as_deref().map(known).transpose()?;
         let before: Option<(DateTime<Utc>, String)> = decode(asked.cursor.as_deref())?;
         let found = self.store().single(deadline, "jobs.history", async |connection| {
             let mut rows = job_runs::table
@@ -112,6 +112,14 @@ impl Jobs {
             next_cursor: last.map(|key| encode(&key)).transpose()?,
         })
     }
+}
+
+/// The name of something that has runs.
+fn known(name: &str) -> Result<&'static str> {
+    every().map(|job| job.name).find(|known| *known == name).ok_or_else(|| {
+        let names: Vec<_> = every().map(|job| job.name).collect();
+        Error::invalid("name", format!("must be one of {}", names.join(", ")))
+    })
 }
 
 /// The bytes of a row that are not bounded otherwise.

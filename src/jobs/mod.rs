@@ -5,6 +5,7 @@
 
 mod claim;
 mod history;
+mod rotation;
 mod run;
 mod schedule;
 mod scheduler;
@@ -38,8 +39,10 @@ type Work = for<'a> fn(&'a App, &'a Deadline, bool) -> BoxFuture<'a, Result<Coun
 pub struct Job {
     /// Its name, in `[jobs.<name>]` and in `job_runs`.
     pub name: &'static str,
-    /// When it is due.
-    pub settings: fn(&config::Jobs) -> &config::Job,
+    /// When it is due; nothing for what runs only when it is asked for.
+    pub settings: Option<fn(&config::Jobs) -> &config::Job>,
+    /// How far the run in this daemon is, where that can be told.
+    progress: Option<fn(&App) -> Counts>,
     /// How long a run may take.
     limit: Duration,
     /// Whether it can count without changing anything.
@@ -53,7 +56,8 @@ pub struct Job {
 pub static JOBS: [Job; 3] = [
     Job {
         name: "checkpoint",
-        settings: |jobs| &jobs.checkpoint,
+        settings: Some(|jobs| &jobs.checkpoint),
+        progress: None,
         limit: Duration::from_secs(60),
         has_dry_run: false,
         pruned: true,
@@ -68,7 +72,8 @@ pub static JOBS: [Job; 3] = [
     },
     Job {
         name: "partitions",
-        settings: |jobs| &jobs.partitions,
+        settings: Some(|jobs| &jobs.partitions),
+        progress: None,
         limit: Duration::from_secs(60),
         has_dry_run: true,
         pruned: false,
@@ -85,7 +90,8 @@ pub static JOBS: [Job; 3] = [
     },
     Job {
         name: "verify",
-        settings: |jobs| &jobs.verify,
+        settings: Some(|jobs| &jobs.verify),
+        progress: None,
         limit: Duration::from_secs(6 * 3600),
         has_dry_run: false,
         pruned: true,
@@ -97,6 +103,11 @@ pub static JOBS: [Job; 3] = [
         },
     },
 ];
+
+/// Whatever has runs: the jobs and the rotation.
+fn every() -> impl Iterator<Item = &'static Job> {
+    JOBS.iter().chain(std::iter::once(&rotation::ROTATION))
+}
 
 impl Job {
     /// A job by its name.
@@ -112,6 +123,11 @@ impl Job {
 
     /// Whether this daemon runs it when it is due.
     pub fn is_enabled(&self, jobs: &config::Jobs) -> bool {
-        jobs.enabled && (self.settings)(jobs).enabled
+        jobs.enabled && self.settings.is_some_and(|settings| settings(jobs).enabled)
+    }
+
+    /// Whether this daemon may go on with a run that another one began: one that is about something has to mean the same here.
+    fn may_take(&self, app: &App, run: &claim::Run) -> bool {
+        run.target.is_none() || run.target == app.records.keyring().keks().ids().into_iter().next()
     }
 }

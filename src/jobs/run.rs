@@ -53,7 +53,7 @@ impl Jobs {
         let ended = tokio::select! {
             biased;
             ended = self.work(job, run.dry_run) => ended,
-            () = self.keep_beating(&run) => Ended::Lost,
+            () = self.keep_beating(job, &run) => Ended::Lost,
         };
         metrics::histogram!(telemetry::JOB_DURATION, "job" => job.name).record(began.elapsed());
         let (outcome, shown) = match ended {
@@ -91,14 +91,15 @@ impl Jobs {
     }
 
     /// Says that this holder lives; ends when it no longer holds the run, or can no longer say so.
-    async fn keep_beating(&self, run: &Run) {
+    async fn keep_beating(&self, job: &Job, run: &Run) {
         let mut heard = Instant::now();
         loop {
             tokio::time::sleep(BEAT).await;
             let said = Instant::now();
             // Also while this daemon ends: the run is held until it is let go.
             let deadline = Deadline::after(GIVE_UP.saturating_sub(heard.elapsed()), CancellationToken::new());
-            match run.beat(self.store(), &deadline).await {
+            let counts = job.progress.and_then(|progress| serde_json::to_value(progress(&self.app)).ok());
+            match run.beat(self.store(), counts.as_ref(), &deadline).await {
                 Ok(true) => heard = said,
                 Ok(false) => return,
                 Err(_) if heard.elapsed() < GIVE_UP => {}

@@ -14,7 +14,8 @@ use super::claim::{self, Claim, JobRun, Look, Run};
 use super::schedule::Schedule;
 use super::suspects::Suspects;
 use super::wakes::{Moment, Wakes};
-use super::{JOBS, Job};
+use super::rotation::ROTATION;
+use super::{JOBS, Job, every};
 use crate::app::App;
 use crate::error::{Error, Result, chain};
 use crate::store::{Deadline, Store};
@@ -31,14 +32,14 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How long runs that were cut may take to be let go.
 const LAST_WORDS: Duration = Duration::from_millis(1500);
 /// How often a run that was asked for tries to begin, while another one of the job is going on.
-const RETRY: Duration = Duration::from_millis(100);
+pub(super) const RETRY: Duration = Duration::from_millis(100);
 
 /// The jobs of one daemon.
 #[derive(Debug)]
 pub struct Jobs {
     pub(super) app: Arc<App>,
     /// This daemon, in the rows that it holds.
-    holder: String,
+    pub(super) holder: String,
     /// Where runs are spawned: the end of the daemon waits for them.
     pub(super) running: TaskTracker,
     /// Ends the runs.
@@ -66,9 +67,7 @@ impl LastRun {
 impl Jobs {
     /// Begins nothing yet.
     pub fn new(app: Arc<App>) -> Arc<Self> {
-        let host = nix::unistd::gethostname().unwrap_or_default();
-        let holder =
-            format!("{} {} {}", host.to_string_lossy(), std::process::id(), RecordId::generate().as_str());
+        let holder = app.records.keyring().daemon().to_owned();
         Arc::new(Self {
             app,
             holder,
@@ -128,7 +127,7 @@ impl Jobs {
             if self.running.is_closed() {
                 return Err(Error::unavailable("this daemon is ending; connect again"));
             }
-            if let Some(run) = claim.asked(self.store(), dry_run, deadline).await? {
+            if let Some(run) = claim.asked(self.store(), dry_run, None, deadline).await? {
                 break run;
             }
             let look = claim::look(self.store(), &[job.name], deadline).await?;
@@ -207,15 +206,17 @@ impl Jobs {
 
     /// Begins what is due, and goes on with what a dead holder left. Answers when to look again.
     async fn look(self: &Arc<Self>, suspects: &mut Suspects) -> Result<Instant> {
-        let names: Vec<_> = JOBS.iter().map(|job| job.name).collect();
+        let names: Vec<_> = every().map(|job| job.name).collect();
         let look = claim::look(self.store(), &names, &self.patience()).await?;
         let looked = Instant::now();
         self.note(&look);
         let config = &self.app.config.jobs;
         let mut wait = LOOK;
+        // It runs where it was asked for, and whoever has the same key in the first place goes on with it.
+        self.take_over(&ROTATION, &look, suspects).await?;
         for job in JOBS.iter().filter(|job| job.is_enabled(config)) {
-            let Some(status) = look.status(job.name) else { continue };
-            let schedule = Schedule::of((job.settings)(config));
+            let (Some(status), Some(settings)) = (look.status(job.name), job.settings) else { continue };
+            let schedule = Schedule::of(settings(config));
             let next = schedule.next(status.now).and_then(|next| (next - status.now).to_std().ok());
             wait = next.map_or(wait, |next| next.min(wait));
             if look.running(job.name).is_some() {
@@ -232,7 +233,7 @@ impl Jobs {
     }
 
     /// Goes on with a run whose holder is dead or has let it go.
-    async fn take_over(
+    pub(super) async fn take_over(
         self: &Arc<Self>,
         job: &'static Job,
         look: &Look,
@@ -241,7 +242,8 @@ impl Jobs {
         let (Some(run), Some(status)) = (look.running(job.name), look.status(job.name)) else {
             return Ok(());
         };
-        if suspects.is_dead(run, status.now)
+        if job.may_take(&self.app, run)
+            && suspects.is_dead(run, status.now)
             && let Some(taken) = run.take_over(self.store(), &self.holder, &self.patience()).await?
         {
             tracing::warn!(job = job.name, run = taken.run, epoch = taken.epoch, "taken over");

@@ -190,6 +190,19 @@ diesel::table! {
         holder -> Nullable<Text>,
         counts -> Nullable<Jsonb>,
         error -> Nullable<Text>,
+        target -> Nullable<Text>,
+    }
+}
+
+diesel::table! {
+    sidekeep.daemons (daemon) {
+        daemon -> Text,
+        host -> Text,
+        version -> Text,
+        kek_ids -> Array<Text>,
+        wraps_under -> Text,
+        started_at -> Timestamptz,
+        seen_at -> Timestamptz,
     }
 }
 

@@ -4,6 +4,7 @@ mod audit;
 mod consent;
 mod conversation;
 mod job;
+mod keyring;
 mod preferences;
 mod profile;
 mod rpc;
@@ -220,6 +221,7 @@ impl Methods {
         conversation::add(&mut methods);
         audit::add(&mut methods);
         job::add(&mut methods);
+        keyring::add(&mut methods);
         rpc::add(&mut methods);
         system::add(&mut methods);
         methods
