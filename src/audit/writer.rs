@@ -249,7 +249,8 @@ impl Writer {
                 let drafts: Vec<&Draft> = batch.iter().flat_map(Work::drafts).collect();
                 let before = self.people.referred_ids(&drafts);
                 self.people.forget(&drafts);
-                if let Err(error) = self.people.meet(&self.store, &self.keyring, &drafts, &self.step()).await {
+                if let Err(error) = self.people.meet(&self.store, &self.keyring, &drafts, &self.step()).await
+                {
                     return Err((error, batch));
                 }
                 // A rotation re-wraps each key once: the same people under other keys are no reason to give up.

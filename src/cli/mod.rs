@@ -84,7 +84,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Health(args) => health::run(args, &global),
         Command::Status(args) => status::run(args, &global),
         Command::Config(args) => config::run(args, &global),
-        Command::Keyring(args) => keyring::run(args),
+        Command::Keyring(args) => keyring::run(args, &global),
         Command::Signing(args) => signing::run(args, &global),
         Command::Verify(args) => verify::run(args, &global),
         Command::Openrpc(args) => openrpc::run(args),

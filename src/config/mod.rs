@@ -12,6 +12,7 @@ pub use environment::journal_stream;
 pub use jobs::{CronExpression, Job, Jobs, TimeZone};
 pub use load::{DEFAULT_FILE, Loaded, Setting, load, socket_path};
 pub use problem::{ConfigError, Origin, Problem};
+pub use recipient::Recipient;
 pub use secret::{SecretError, secret};
 pub use url::{DatabaseUrlError, database_url, migrate_url};
 pub use values::{DeploymentName, FileMode, Period, SecretFile, Size};
@@ -22,6 +23,7 @@ mod jobs;
 mod keys;
 mod load;
 mod problem;
+mod recipient;
 mod rules;
 mod secret;
 #[cfg(test)]
@@ -249,11 +251,13 @@ pub enum Tls {
 pub struct Keyring {
     /// The key-encryption keys: the first wraps new keys, the others still open old ones.
     pub key_files: Vec<SecretFile>,
+    /// Who can open the copy that `sidekeep keyring generate` writes beside a new key: public keys of age.
+    pub escrow_recipients: Vec<Recipient>,
 }
 
 impl Default for Keyring {
     fn default() -> Self {
-        Self { key_files: vec![SecretFile::new("/etc/sidekeep/keys/kek")] }
+        Self { key_files: vec![SecretFile::new("/etc/sidekeep/keys/kek")], escrow_recipients: Vec::new() }
     }
 }
 

@@ -253,8 +253,10 @@ impl Run {
                 .find(&self.run)
                 .filter(job_runs::epoch.eq(self.epoch))
                 .filter(job_runs::state.eq("running"));
-            let beat = diesel::update(mine)
-                .set((job_runs::heartbeat_at.eq(diesel::dsl::now), counts.map(|counts| job_runs::counts.eq(counts))));
+            let beat = diesel::update(mine).set((
+                job_runs::heartbeat_at.eq(diesel::dsl::now),
+                counts.map(|counts| job_runs::counts.eq(counts)),
+            ));
             Ok(beat.execute(connection).await?)
         });
         Ok(rows.await? > 0)

@@ -78,12 +78,7 @@ impl Jobs {
     }
 
     /// Waits for the end of a run, wherever it is carried out; goes on with it where its holder has died.
-    async fn follow(
-        self: &Arc<Self>,
-        mut run: Run,
-        wait: &Deadline,
-        deadline: &Deadline,
-    ) -> Result<JobRun> {
+    async fn follow(self: &Arc<Self>, mut run: Run, wait: &Deadline, deadline: &Deadline) -> Result<JobRun> {
         let mut suspects = Suspects::default();
         while run.state == "running" && !wait.has_passed() {
             // The end of the wait is noticed above.

@@ -11,10 +11,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::claim::{self, Claim, JobRun, Look, Run};
+use super::rotation::ROTATION;
 use super::schedule::Schedule;
 use super::suspects::Suspects;
 use super::wakes::{Moment, Wakes};
-use super::rotation::ROTATION;
 use super::{JOBS, Job, every};
 use crate::app::App;
 use crate::error::{Error, Result, chain};

@@ -88,7 +88,12 @@ impl Rewrapped {
     ///
     /// # Errors
     /// The store's; done twice it does the same.
-    pub(super) async fn replace(&self, store: &Store, deadline: &Deadline, kek_id: &str) -> Result<Option<i64>> {
+    pub(super) async fn replace(
+        &self,
+        store: &Store,
+        deadline: &Deadline,
+        kek_id: &str,
+    ) -> Result<Option<i64>> {
         const REPLACE: &str = "SELECT sidekeep.rewrap_subjects($1, $2, $3, $4) AS rewrapped";
         if self.ids.is_empty() {
             return Ok(Some(0));

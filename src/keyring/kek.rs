@@ -255,6 +255,10 @@ mod tests {
         assert_eq!(wraps(&[]), ids[0]);
         assert_eq!(wraps(&[&both, &new]), ids[0]);
         assert_eq!(wraps(&[&both, &old]), ids[1]);
-        assert_eq!(wraps(&[&both, &other]), ids[0], "nothing would be right, and the first is what was asked for");
+        assert_eq!(
+            wraps(&[&both, &other]),
+            ids[0],
+            "nothing would be right, and the first is what was asked for"
+        );
     }
 }

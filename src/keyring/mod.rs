@@ -5,6 +5,7 @@
 
 mod batch;
 mod deployment;
+pub mod escrow;
 pub mod kek;
 mod person;
 mod register;

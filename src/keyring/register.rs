@@ -36,7 +36,8 @@ const ENLIST: &str = "WITH alone AS MATERIALIZED (SELECT pg_advisory_xact_lock(h
     INSERT INTO sidekeep.daemons (daemon, host, version, kek_ids, wraps_under, seen_at) \
     SELECT $1, $2, $3, $4, $5, clock_timestamp() FROM alone \
     ON CONFLICT (daemon) DO UPDATE SET kek_ids = excluded.kek_ids, wraps_under = excluded.wraps_under, seen_at = excluded.seen_at";
-const LIVE: &str = "UPDATE sidekeep.daemons SET seen_at = now(), wraps_under = $3 WHERE daemon = $1 AND kek_ids = $2";
+const LIVE: &str =
+    "UPDATE sidekeep.daemons SET seen_at = now(), wraps_under = $3 WHERE daemon = $1 AND kek_ids = $2";
 const LIVING: &str = "SELECT daemon, host, version, kek_ids, wraps_under, started_at, seen_at FROM sidekeep.daemons \
     WHERE seen_at > now() - interval '15 seconds' ORDER BY started_at, daemon";
 const LEAVE: &str = "DELETE FROM sidekeep.daemons WHERE daemon = $1";
@@ -175,7 +176,8 @@ impl Keyring {
     pub(super) fn agreed(&self, keks: &Keks) -> Keks {
         let living = self.seen_daemons();
         let announced = self.register.announced.load_full();
-        let lists = living.iter().filter(|daemon| daemon.daemon != self.daemon()).map(|daemon| &*daemon.kek_ids);
+        let lists =
+            living.iter().filter(|daemon| daemon.daemon != self.daemon()).map(|daemon| &*daemon.kek_ids);
         keks.agreeing(lists.chain(std::iter::once(announced.as_slice())))
     }
 
@@ -187,7 +189,10 @@ impl Keyring {
         let id = |keks: &Keks| keks.wrapping().ok().map(|kek| kek.id().to_owned());
         let changed = id(&old) != id(&new);
         if changed {
-            tracing::info!(kek_id = id(&new), "new people's keys are wrapped under another key-encryption key");
+            tracing::info!(
+                kek_id = id(&new),
+                "new people's keys are wrapped under another key-encryption key"
+            );
             // Keys that were given meanwhile win; the next look finds what they want.
             self.keks.compare_and_swap(&old, Arc::new(new));
         }

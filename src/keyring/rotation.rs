@@ -90,7 +90,8 @@ impl Keyring {
         let lacking = |daemon: &&Daemon| !daemon.kek_ids.iter().any(|id| id == target.id());
         let lacking: Vec<&Daemon> = living.iter().filter(lacking).collect();
         if !lacking.is_empty() {
-            let what = "not have it among keyring.key_files; add its file there, and restart it or send it SIGHUP";
+            let what =
+                "not have it among keyring.key_files; add its file there, and restart it or send it SIGHUP";
             waiting.for_daemons(target, &lacking, what)?;
             return Ok(false);
         }
@@ -139,7 +140,13 @@ impl Keyring {
         Ok(others)
     }
 
-    async fn round(&self, store: &Store, deadline: &Deadline, target: &Arc<Kek>, from: &str) -> Result<Round> {
+    async fn round(
+        &self,
+        store: &Store,
+        deadline: &Deadline,
+        target: &Arc<Kek>,
+        from: &str,
+    ) -> Result<Round> {
         let width = IDS.checked_div(LANES).unwrap_or(IDS);
         let lanes = (0..LANES).map(|lane| {
             let after = lane.saturating_mul(width).saturating_sub(1);
@@ -168,7 +175,8 @@ impl Keyring {
         loop {
             let step = deadline.within(STEP);
             let Some(batch) = Batch::read(store, &step, from, (after, last)).await? else { return Ok(round) };
-            let (end, deployment, keks, kek) = (batch.last(), self.deployment.clone(), self.keks(), target.clone());
+            let (end, deployment, keks, kek) =
+                (batch.last(), self.deployment.clone(), self.keks(), target.clone());
             let wrapping = store.tracker().spawn_blocking(move || batch.rewrap(&deployment, &keks, &kek));
             let batch = wrapping.await.map_err(Error::internal)??;
             for id in &batch.unopened {

@@ -72,12 +72,7 @@ impl Keyring {
     ///
     /// # Errors
     /// [`StartError`]: nothing may be served.
-    pub async fn check(
-        &self,
-        store: &Store,
-        deadline: &Deadline,
-        listed: Listed,
-    ) -> Result<(), StartError> {
+    pub async fn check(&self, store: &Store, deadline: &Deadline, listed: Listed) -> Result<(), StartError> {
         let found = self.name_database(store, deadline).await?;
         if found != *self.deployment {
             return Err(StartError::OtherDeployment { found, configured: self.deployment.to_string() });

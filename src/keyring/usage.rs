@@ -17,7 +17,8 @@ const USED: &str = "WITH RECURSIVE used AS ( \
     FROM used WHERE used.kek_id IS NOT NULL) \
     SELECT kek_id FROM used WHERE kek_id IS NOT NULL";
 
-const USAGE: &str = "SELECT kek_id, count(*) AS keys, min(created_at) AS oldest FROM sidekeep.subjects GROUP BY kek_id";
+const USAGE: &str =
+    "SELECT kek_id, count(*) AS keys, min(created_at) AS oldest FROM sidekeep.subjects GROUP BY kek_id";
 
 #[derive(QueryableByName)]
 struct KekId {

@@ -11,7 +11,7 @@ use crate::support::{World, sidekeep};
 const SNAPSHOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/snapshots/openrpc.json");
 
 /// The methods with state, in an order in which each finds what its example names.
-const ORDER: [&str; 30] = [
+const ORDER: [&str; 32] = [
     "profile.create",
     "profile.get",
     "profile.update",
@@ -42,6 +42,8 @@ const ORDER: [&str; 30] = [
     "job.run",
     "job.list",
     "job.history",
+    "keyring.rotate",
+    "keyring.status",
 ];
 const LAST: [&str; 2] = ["conversation.update", "conversation.delete"];
 

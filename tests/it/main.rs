@@ -26,6 +26,7 @@ mod outcome;
 mod protocol;
 mod readme;
 mod records;
+mod rotation;
 mod schema;
 mod sealing;
 mod settings;

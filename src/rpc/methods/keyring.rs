@@ -100,7 +100,8 @@ pub(super) fn add(methods: &mut Methods) {
 }
 
 async fn status(call: &Call) -> Result<Status> {
-    let (store, keyring, deadline) = (call.app.records.store(), call.app.records.keyring(), &call.by.deadline);
+    let (store, keyring, deadline) =
+        (call.app.records.store(), call.app.records.keyring(), &call.by.deadline);
     let daemons = keyring.look(store, deadline).await?;
     let keks = keyring.keks();
     let active = keks.ids().into_iter().next();
