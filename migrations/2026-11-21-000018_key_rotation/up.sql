@@ -20,15 +20,14 @@ BEGIN
     ) THEN
         RETURN NULL;
     END IF;
-    WITH given AS MATERIALIZED (
-        SELECT * FROM unnest(ids, old_keys, new_keys) AS g (subject_id, old_key, new_key)
-    ), free AS MATERIALIZED (
-        SELECT s.subject_id FROM given g JOIN sidekeep.subjects s ON s.subject_id = g.subject_id
-        WHERE s.wrapped_key = g.old_key FOR NO KEY UPDATE OF s SKIP LOCKED
+    WITH free AS MATERIALIZED (
+        SELECT s.subject_id, g.old_key, g.new_key
+        FROM unnest(ids, old_keys, new_keys) AS g (subject_id, old_key, new_key)
+        JOIN sidekeep.subjects s ON s.subject_id = g.subject_id AND s.wrapped_key = g.old_key
+        FOR NO KEY UPDATE OF s SKIP LOCKED
     )
-    UPDATE sidekeep.subjects s SET wrapped_key = g.new_key, kek_id = new_kek
-    FROM given g JOIN free f ON f.subject_id = g.subject_id
-    WHERE s.subject_id = g.subject_id AND s.wrapped_key = g.old_key;
+    UPDATE sidekeep.subjects s SET wrapped_key = f.new_key, kek_id = new_kek
+    FROM free f WHERE s.subject_id = f.subject_id AND s.wrapped_key = f.old_key;
     GET DIAGNOSTICS rewrapped = ROW_COUNT;
     RETURN rewrapped;
 END

@@ -118,7 +118,7 @@ impl Keyring {
             _ if left > unopened => Ok(false),
             Some(example) => Err(Error::Tampered {
                 at: format!(
-                    "subjects.wrapped_key of {unopened} persons, as of subject id {example}; the keys of all others were re-wrapped"
+                    "subjects.wrapped_key of {unopened} person(s), as of subject id {example}; the keys of all others were re-wrapped"
                 ),
             }),
             // Those who were created between the look and the round are found by another look.
