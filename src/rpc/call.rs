@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use futures_util::FutureExt;
 use jsonrpsee::types::{ErrorObjectOwned, Request};
 use serde_json::value::RawValue;
@@ -18,7 +18,7 @@ use super::budget::Budget;
 use super::context::bytes;
 use super::error;
 use super::figures::OK;
-use super::methods::{Entry, Methods};
+use super::methods::{Entry, Found, Methods};
 use super::params::Context;
 use super::peer::Peer;
 use super::refusals::Refusals;
@@ -41,6 +41,7 @@ pub struct Calls {
     jobs: Arc<Jobs>,
     methods: Methods,
     access: ArcSwap<Granted>,
+    health: ArcSwapOption<Found>,
     in_flight: Semaphore,
     draining: AtomicBool,
     cut: Arc<CancellationToken>,
@@ -98,6 +99,7 @@ impl Calls {
             app,
             methods,
             access: ArcSwap::from_pointee(granted),
+            health: ArcSwapOption::empty(),
             in_flight: Semaphore::new(limit.min(Semaphore::MAX_PERMITS)),
             draining: AtomicBool::new(false),
             cut: Arc::new(CancellationToken::new()),
@@ -120,6 +122,11 @@ impl Calls {
     /// The table of methods.
     pub fn methods(&self) -> &Methods {
         &self.methods
+    }
+
+    /// How the daemon was found to be when somebody last looked.
+    pub(super) fn health(&self) -> &ArcSwapOption<Found> {
+        &self.health
     }
 
     /// How many calls are in flight, of those that are counted.

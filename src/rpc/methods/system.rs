@@ -1,10 +1,12 @@
 //! `system.*`: how the daemon is. Answered from what is known, without asking PostgreSQL.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use super::{About, Methods};
 use crate::app::State;
@@ -28,6 +30,37 @@ enum Status {
     /// Calls that need PostgreSQL are refused.
     Unavailable,
 }
+
+/// What `system.health` answers, as it was found a moment ago at the most: looking costs more than answering, and whoever asks a
+/// hundred thousand times a second is not to pay for each.
+#[derive(Debug)]
+pub(in crate::rpc) struct Found {
+    at: Instant,
+    draining: bool,
+    health: Health,
+}
+
+/// The same, shared by those who ask in that moment.
+struct Recent(Arc<Found>);
+
+impl Serialize for Recent {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        self.0.health.serialize(serializer)
+    }
+}
+
+impl JsonSchema for Recent {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        Health::schema_name()
+    }
+
+    fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        Health::json_schema(generator)
+    }
+}
+
+/// How long what was found is true enough.
+const MOMENT: Duration = Duration::from_millis(5);
 
 /// One thing that was looked at.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
@@ -171,7 +204,7 @@ pub(super) fn add(methods: &mut Methods) {
             "Whether calls can be answered, and why not. Answers at once, however busy the daemon is.",
             ("{}", r#"{"status":"ok","checks":{"database":{"status":"ok","message":null},"drain":{"status":"ok","message":null},"jobs":{"status":"ok","message":null}}}"#),
         ),
-        |call, _: None| async move { Ok(health(&call)) },
+        |call, _: None| std::future::ready(Ok(recent_health(&call))),
     );
     methods.add(
         About::own(
@@ -267,6 +300,18 @@ fn job_reports(call: &Call) -> BTreeMap<&'static str, JobReport> {
         (job.name, report)
     };
     JOBS.iter().map(report).collect()
+}
+
+fn recent_health(call: &Call) -> Recent {
+    let (known, draining) = (call.calls.health(), call.calls.is_draining());
+    if let Some(found) =
+        known.load_full().filter(|found| found.draining == draining && found.at.elapsed() < MOMENT)
+    {
+        return Recent(found);
+    }
+    let found = Arc::new(Found { at: Instant::now(), draining, health: health(call) });
+    known.store(Some(found.clone()));
+    Recent(found)
 }
 
 fn health(call: &Call) -> Health {
