@@ -7,6 +7,7 @@
 //! connections with batches of the same size, each committed to the disk; it opens and wraps nothing, and reads nothing.
 
 mod support {
+    #[expect(dead_code, reason = "the other benchmark uses the rest")]
     pub(crate) mod client;
     #[expect(dead_code, reason = "the other benchmark uses the rest")]
     pub(crate) mod place;

@@ -13,6 +13,14 @@ use crate::store::{Deadline, Store};
 
 /// How many keys are re-wrapped in one statement: it holds their rows, and those people's writes, for some milliseconds.
 const BATCH: i64 = 1000;
+/// The keys under one key-encryption key whose subject ids are after the one and up to the other.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stretch<'a> {
+    pub(super) from: &'a str,
+    pub(super) after: i64,
+    pub(super) last: i64,
+}
+
 /// Keys as they were read.
 pub(super) struct Batch {
     people: Vec<Person>,
@@ -36,17 +44,17 @@ struct Done {
 }
 
 impl Batch {
-    /// The next keys under one key-encryption key, with subject ids after the one and up to the other. Nothing at the end.
+    /// The next keys of a stretch. Nothing at its end.
     pub(super) async fn read(
         store: &Store,
         deadline: &Deadline,
-        kek_id: &str,
-        (after, last): (i64, i64),
+        stretch: Stretch<'_>,
     ) -> Result<Option<Self>> {
+        let Stretch { from, after, last } = stretch;
         let people: Vec<Person> = store
             .single(deadline, "keyring.page", async |connection| {
                 let rows = subjects::table
-                    .filter(subjects::kek_id.eq(kek_id))
+                    .filter(subjects::kek_id.eq(from))
                     .filter(subjects::subject_id.gt(after))
                     .filter(subjects::subject_id.le(last))
                     .order((subjects::kek_id, subjects::subject_id))

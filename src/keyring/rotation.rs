@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures_util::future::try_join_all;
 use tokio::time::Instant;
 
-use super::batch::Batch;
+use super::batch::{Batch, Stretch};
 use super::kek::Kek;
 use super::person::Keyring;
 use super::register::Daemon;
@@ -151,7 +151,7 @@ impl Keyring {
         let lanes = (0..LANES).map(|lane| {
             let after = lane.saturating_mul(width).saturating_sub(1);
             let last = if lane.saturating_add(1) == LANES { IDS } else { after.saturating_add(width) };
-            self.lane(store, deadline, target, from, (after, last))
+            self.lane(store, deadline, target, Stretch { from, after, last })
         });
         let mut whole = Round::default();
         for part in try_join_all(lanes).await? {
@@ -162,25 +162,23 @@ impl Keyring {
         Ok(whole)
     }
 
-    /// The keys under one key-encryption key whose subject ids are after the one and up to the other.
     async fn lane(
         &self,
         store: &Store,
         deadline: &Deadline,
         target: &Arc<Kek>,
-        from: &str,
-        (mut after, last): (i64, i64),
+        mut left: Stretch<'_>,
     ) -> Result<Round> {
         let mut round = Round::default();
         loop {
             let step = deadline.within(STEP);
-            let Some(batch) = Batch::read(store, &step, from, (after, last)).await? else { return Ok(round) };
+            let Some(batch) = Batch::read(store, &step, left).await? else { return Ok(round) };
             let (end, deployment, keks, kek) =
                 (batch.last(), self.deployment.clone(), self.keks(), target.clone());
             let wrapping = store.tracker().spawn_blocking(move || batch.rewrap(&deployment, &keks, &kek));
             let batch = wrapping.await.map_err(Error::internal)??;
             for id in &batch.unopened {
-                tracing::error!(subject_id = id, kek_id = from, "a wrapped key does not open");
+                tracing::error!(subject_id = id, kek_id = left.from, "a wrapped key does not open");
             }
             let unopened = i64::try_from(batch.unopened.len()).unwrap_or(i64::MAX);
             round.unopened = round.unopened.saturating_add(unopened);
@@ -191,7 +189,7 @@ impl Keyring {
             };
             self.progress.rewrapped.fetch_add(rewrapped, Ordering::Relaxed);
             self.progress.left.fetch_sub(rewrapped, Ordering::Relaxed);
-            after = end;
+            left.after = end;
         }
     }
 }

@@ -313,7 +313,8 @@ fn a_key_that_does_not_open_is_told_and_the_others_go_on() {
     assert_eq!((under(&world, &old), under(&world, &new)), (1, 50));
     assert!(daemon.log().contains("a wrapped key does not open"));
     opens(&daemon, "p8");
-    assert_eq!(daemon.client().err("preferences.get", json!({ "user_id": "p7" })).kind(), "tampered");
+    let error = daemon.client().err("preferences.set", json!({ "user_id": "p7", "preferences": {} }));
+    assert_eq!(error.kind(), "tampered", "{error:?}");
 }
 
 #[test]
