@@ -80,7 +80,11 @@ impl Keyring {
         let keks = self.keks();
         check_keks(store, deadline, &keks).await?;
         if listed == Listed::Yes {
-            self.agree(store, deadline, &keks).await?;
+            match self.agree(store, deadline, &keks).await {
+                // Nobody can wrap anything either; it is listed with its first sign of life that can be written.
+                Err(StartError::Database(Error::Unavailable { .. })) if takes_no_writes(store) => {}
+                agreed => agreed?,
+            }
         }
         for _ in 0..TRIES {
             let own: Option<Person> = store
@@ -181,6 +185,12 @@ impl Keyring {
             }
         }
     }
+}
+
+/// Whether the server lets read alone, as far as it was last seen.
+fn takes_no_writes(store: &Store) -> bool {
+    let seen = store.watch().seen().and_then(|seen| seen.server.ok());
+    seen.is_some_and(|server| server.read_only || server.in_recovery)
 }
 
 /// Nothing is in use that was not given.
