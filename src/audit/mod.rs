@@ -2,8 +2,11 @@
 
 mod by;
 mod columns;
+mod doing;
 mod draft;
 pub mod entry;
+mod filter;
+mod head_mac;
 mod heads;
 mod log;
 pub mod merkle;
@@ -20,14 +23,18 @@ pub mod row;
 pub mod staged;
 mod stream;
 mod tree;
+mod turn;
 pub mod verify;
+mod weed;
 mod work;
 mod writer;
 
 pub use by::By;
-pub use draft::{Draft, SUBJECT};
+pub use doing::Leased;
+pub use draft::{Draft, Known, SUBJECT};
 pub use log::{APPEND_MANY, Log, Staged, UnknownActor};
 pub use open::Shown;
 pub use queue::{Queue, Receipt};
 pub use stream::Sealed;
+pub use turn::{Turn, Turns};
 pub use writer::Writer;

@@ -2,7 +2,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -247,6 +247,8 @@ impl Calls {
             return Err(Error::Forbidden { method: entry.name.to_owned(), uid: peer.uid });
         }
         let deadline = Deadline::after(self.app.config.limits.call_timeout.duration(), self.cut.clone());
+        // Before anything is waited for: calls begin in the order sent.
+        let turn = Mutex::new(entry.queued.then(|| peer.turns.take()));
         let _counted = if entry.uncounted { None } else { Some(self.admit(&deadline, entry.queued).await?) };
         if entry.stored {
             self.app.ready(&deadline).await?;
@@ -255,6 +257,7 @@ impl Calls {
         let call = |context: Context| {
             self.access.load().check_purpose(entry, &context)?;
             let by = Arc::new(self.by(entry, peer, deadline.clone(), &context));
+            by.line_up(turn.lock().unwrap_or_else(PoisonError::into_inner).take());
             let _ = begun.set(by.clone());
             Ok(Call { app: self.app.clone(), calls: self.clone(), by, peer: peer.clone(), context })
         };
@@ -286,7 +289,18 @@ impl Calls {
         by
     }
 
-    /// Enters a call in the log, unless its entry is committed with its change. Nothing personal is answered before.
+    /// Enters a call that may take long when it begins.
+    ///
+    /// # Errors
+    /// The log cannot be written; the call must not go on.
+    pub async fn enter_begun(&self, by: &By) -> Result<()> {
+        let Some(entry) = self.methods.find(by.method) else { return Ok(()) };
+        self.enter(entry, by, &Ok(Box::default())).await?;
+        by.note_staged();
+        Ok(())
+    }
+
+    /// Enters a call in the log, unless its entry is committed already. Nothing personal is answered before.
     async fn enter(&self, entry: &Entry, by: &By, result: &Result<Box<RawValue>>) -> Result<()> {
         let wanted = match self.app.config.audit.access {
             AuditAccess::All => entry.entered,

@@ -13,7 +13,12 @@
 )]
 
 mod access;
+mod append_faults;
+mod append_faults_clock;
+mod append_faults_data;
+mod append_faults_load;
 mod audit;
+mod audit_contract;
 mod bad_input;
 mod commands;
 mod dev;

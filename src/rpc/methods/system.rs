@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::{About, Methods};
 use crate::app::State;
+use crate::audit::Leased;
 use crate::config::{LogLevel, Period};
 use crate::error::{Error, Result};
 use crate::jobs::{JOBS, Job, JobRun, RunState};
@@ -95,8 +96,12 @@ struct Report {
     connections: ConnectionsReport,
     /// Calls.
     calls: CallsReport,
-    /// How many requests wait for the writers of the audit log.
-    audit_queue: usize,
+    /// The streams of the audit log that this daemon writes at present; it leases one when it first has an entry.
+    streams: Vec<Leased>,
+    /// Requests that wait for the writers of the audit log.
+    queue: QueueReport,
+    /// What was written with changes, and is not in the audit log yet.
+    lag: LagReport,
     /// Connections to PostgreSQL.
     pool: PoolReport,
     /// What PostgreSQL last said of itself.
@@ -129,6 +134,26 @@ struct CallsReport {
     max: usize,
     /// Whether this daemon is ending.
     draining: bool,
+}
+
+/// Requests that wait for the writers.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+struct QueueReport {
+    /// How many wait.
+    waiting: usize,
+    /// How many may.
+    max: usize,
+}
+
+/// How far the log is behind the records, in the whole database.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+struct LagReport {
+    /// How many entries wait.
+    staged: Option<i64>,
+    /// How long the oldest has waited.
+    oldest_seconds: Option<f64>,
+    /// How long ago it was looked.
+    age_seconds: Option<u64>,
 }
 
 /// The pool.
@@ -210,7 +235,7 @@ pub(super) fn add(methods: &mut Methods) {
         About::own(
             "system.status",
             "Version, uptime, calls, pool and what PostgreSQL last said of itself.",
-            ("{}", r#"{"version":"0.1.0","deployment":"sidekeep","uptime_seconds":12,"health":{"status":"ok","checks":{"database":{"status":"ok","message":null},"drain":{"status":"ok","message":null},"jobs":{"status":"ok","message":null}}},"connections":{"open":1,"max":10000},"calls":{"in_flight":0,"max":4096,"draining":false},"audit_queue":0,"pool":{"max":8,"open":1,"free":1,"waiting":0},"database":{"version":"150018","in_recovery":false,"synchronous_standby_names":"","synchronous_standbys":0,"age_seconds":1},"jobs":{},"kek_ids":["6c1b9f0d2a7e4835"],"log_level":"info","reload_error":null}"#),
+            ("{}", r#"{"version":"0.1.0","deployment":"sidekeep","uptime_seconds":12,"health":{"status":"ok","checks":{"database":{"status":"ok","message":null},"drain":{"status":"ok","message":null},"jobs":{"status":"ok","message":null}}},"connections":{"open":1,"max":10000},"calls":{"in_flight":0,"max":4096,"draining":false},"streams":[{"stream":0,"size":42,"epoch":1,"leased_until":"2026-11-20T19:55:15.000000Z"}],"queue":{"waiting":0,"max":16384},"lag":{"staged":0,"oldest_seconds":0.0,"age_seconds":1},"pool":{"max":8,"open":1,"free":1,"waiting":0},"database":{"version":"150018","in_recovery":false,"synchronous_standby_names":"","synchronous_standbys":0,"age_seconds":1},"jobs":{},"kek_ids":["6c1b9f0d2a7e4835"],"log_level":"info","reload_error":null}"#),
         ),
         |call, _: None| async move { Ok(report(&call)) },
     );
@@ -332,6 +357,20 @@ fn health(call: &Call) -> Health {
     Health { status, checks }
 }
 
+fn queue(call: &Call) -> QueueReport {
+    let (waiting, max) = call.app.records.log().waiting();
+    QueueReport { waiting, max }
+}
+
+fn lag(call: &Call) -> LagReport {
+    let lag = call.app.records.log().lag();
+    LagReport {
+        staged: lag.map(|(lag, _)| lag.entries),
+        oldest_seconds: lag.map(|(lag, _)| lag.seconds),
+        age_seconds: lag.map(|(_, age)| age.as_secs()),
+    }
+}
+
 fn report(call: &Call) -> Report {
     let pool = call.app.records.store().pool_status();
     let seen = call.app.records.store().watch().seen();
@@ -351,7 +390,9 @@ fn report(call: &Call) -> Report {
             max: call.app.config.limits.calls,
             draining: call.calls.is_draining(),
         },
-        audit_queue: call.app.records.log().waiting(),
+        streams: call.app.records.log().leased(),
+        queue: queue(call),
+        lag: lag(call),
         pool: PoolReport { max: pool.max, open: pool.open, free: pool.free, waiting: pool.waiting },
         database: DatabaseReport {
             version: server.as_ref().map(|server| server.version.clone()),
@@ -376,6 +417,12 @@ fn gauges(call: &Call) {
     metrics::gauge!(crate::telemetry::POOL_CONNECTIONS, "state" => "waiting").set(number(pool.waiting));
     metrics::gauge!(crate::telemetry::CONNECTIONS).set(number(call.calls.connections()));
     metrics::gauge!(crate::telemetry::CALLS_IN_FLIGHT).set(number(call.calls.in_flight()));
+    metrics::gauge!(crate::telemetry::AUDIT_QUEUE).set(number(call.app.records.log().waiting().0));
+    if let Some((lag, _)) = call.app.records.log().lag() {
+        let entries = usize::try_from(lag.entries).unwrap_or_default();
+        metrics::gauge!(crate::telemetry::AUDIT_STAGED).set(number(entries));
+        metrics::gauge!(crate::telemetry::AUDIT_STAGED_AGE).set(lag.seconds);
+    }
     for (name, last) in call.calls.jobs().ended() {
         metrics::gauge!(crate::telemetry::JOB_AGE, "job" => name).set(last.age().as_secs_f64());
     }
