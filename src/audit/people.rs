@@ -101,9 +101,7 @@ impl People {
 
     /// Whom these entries refer to, under whatever keys.
     pub(super) fn referred_ids(&self, drafts: &[&Draft]) -> Vec<i64> {
-        let mut ids: Vec<i64> = self.referred(drafts).into_iter().map(|(id, _)| id).collect();
-        ids.dedup();
-        ids
+        self.referred(drafts).into_iter().map(|(id, _)| id).collect()
     }
 
     /// Forgets them: somebody is gone, or has another key.
