@@ -236,7 +236,7 @@ fn rotate(socket: &socket::Socket, global: &Global) -> anyhow::Result<()> {
             output::progress(&bar(&run));
         }
         std::thread::sleep(AGAIN);
-        let page = ask(socket, global, "job.history", r#"{"name":"keyring_rotation","limit":100}"#)
+        let page = ask(socket, global, "job.history", r#"{"name":"keyring.rotate","limit":100}"#)
             .context("the rotation goes on; `sidekeep keyring status` tells how far it is")?;
         let page: History = serde_json::from_str(page.get())?;
         let same = page

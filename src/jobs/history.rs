@@ -6,12 +6,13 @@ use diesel_async::RunQueryDsl;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::asked::ASKED;
 use super::claim::{self, JobRun, Run};
 use super::schedule::Schedule;
 use super::scheduler::Jobs;
-use super::{JOBS, every};
+use super::{JOBS, Job};
 use crate::clock::Timestamp;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::store::Deadline;
 use crate::store::schema::job_runs;
 use crate::values::{Limit, Page, decode, encode, fit};
@@ -37,7 +38,7 @@ pub struct Listed {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct History {
-    /// The runs of this job alone; `keyring_rotation` for those of keyring.rotate.
+    /// The runs of this job alone.
     pub name: Option<String>,
     /// How many items at most.
     #[serde(default)]
@@ -55,20 +56,20 @@ impl Jobs {
         let names: Vec<_> = JOBS.iter().map(|job| job.name).collect();
         let look = claim::look(self.store(), &names, deadline).await?;
         let config = &self.app.config.jobs;
-        let listed = JOBS.iter().filter_map(|job| {
-            let settings = (job.settings?)(config);
+        let listed = JOBS.iter().map(|job| {
+            let settings = (job.settings)(config);
             let enabled = job.is_enabled(config);
             let now = look.status(job.name).map(|status| status.now);
             let next = now.filter(|_| enabled).and_then(|now| Schedule::of(settings).next(now));
             let last = look.running(job.name).or_else(|| look.ended(job.name));
-            Some(Listed {
+            Listed {
                 name: job.name,
                 schedule: settings.schedule.to_string(),
                 time_zone: settings.time_zone.to_string(),
                 enabled,
                 next_due: next.map(Timestamp::from),
                 last_run: last.cloned().map(Run::shown),
-            })
+            }
         });
         Ok(listed.collect())
     }
@@ -76,14 +77,19 @@ impl Jobs {
     /// A page of runs, the newest first.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for a job that there is not, or a cursor that is none.
+    /// [`crate::error::Error::Invalid`] for a job that there is not, or a cursor that is none.
     pub async fn history(
         &self,
         asked: &History,
         max_bytes: u64,
         deadline: &Deadline,
     ) -> Result<Page<JobRun>> {
-        let name = asked.name.as_deref().map(known).transpose()?;
+        let name = match asked.name.as_deref() {
+            // What was asked for is followed here too.
+            Some(name) if ASKED.iter().any(|asked| asked.name == name) => Some(name),
+            Some(name) => Some(Job::find(name)?.name),
+            None => None,
+        };
         let before: Option<(DateTime<Utc>, String)> = decode(asked.cursor.as_deref())?;
         let found = self.store().single(deadline, "jobs.history", async |connection| {
             let mut rows = job_runs::table
@@ -112,14 +118,6 @@ impl Jobs {
             next_cursor: last.map(|key| encode(&key)).transpose()?,
         })
     }
-}
-
-/// The name of something that has runs.
-fn known(name: &str) -> Result<&'static str> {
-    every().map(|job| job.name).find(|known| *known == name).ok_or_else(|| {
-        let names: Vec<_> = every().map(|job| job.name).collect();
-        Error::invalid("name", format!("must be one of {}", names.join(", ")))
-    })
 }
 
 /// The bytes of a row that are not bounded otherwise.

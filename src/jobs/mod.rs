@@ -3,6 +3,7 @@
 //! Across all daemons on a database a due time runs once, because the claim is the run: a row in `job_runs`. PostgreSQL's
 //! clock says what is due. What a job does is in the modules below; nothing here begins a transaction of their tables.
 
+mod asked;
 mod claim;
 mod history;
 mod rotation;
@@ -12,6 +13,7 @@ mod scheduler;
 mod suspects;
 mod wakes;
 
+pub use asked::Answered;
 pub use claim::{JobRun, RunState};
 pub use history::{History, Listed};
 pub use schedule::Schedule;
@@ -25,6 +27,7 @@ use futures_util::future::BoxFuture;
 use crate::app::App;
 use crate::config;
 use crate::error::{Error, Result};
+use crate::records::consent;
 use crate::store::Deadline;
 
 /// What a run did, in numbers.
@@ -39,10 +42,8 @@ type Work = for<'a> fn(&'a App, &'a Deadline, bool) -> BoxFuture<'a, Result<Coun
 pub struct Job {
     /// Its name, in `[jobs.<name>]` and in `job_runs`.
     pub name: &'static str,
-    /// When it is due; nothing for what runs only when it is asked for.
-    pub settings: Option<fn(&config::Jobs) -> &config::Job>,
-    /// How far the run in this daemon is, where that can be told.
-    progress: Option<fn(&App) -> Counts>,
+    /// When it is due.
+    pub settings: fn(&config::Jobs) -> &config::Job,
     /// How long a run may take.
     limit: Duration,
     /// Whether it can count without changing anything.
@@ -56,8 +57,7 @@ pub struct Job {
 pub static JOBS: [Job; 3] = [
     Job {
         name: "checkpoint",
-        settings: Some(|jobs| &jobs.checkpoint),
-        progress: None,
+        settings: |jobs| &jobs.checkpoint,
         limit: Duration::from_secs(60),
         has_dry_run: false,
         pruned: true,
@@ -72,8 +72,7 @@ pub static JOBS: [Job; 3] = [
     },
     Job {
         name: "partitions",
-        settings: Some(|jobs| &jobs.partitions),
-        progress: None,
+        settings: |jobs| &jobs.partitions,
         limit: Duration::from_secs(60),
         has_dry_run: true,
         pruned: false,
@@ -90,24 +89,22 @@ pub static JOBS: [Job; 3] = [
     },
     Job {
         name: "verify",
-        settings: Some(|jobs| &jobs.verify),
-        progress: None,
+        settings: |jobs| &jobs.verify,
         limit: Duration::from_secs(6 * 3600),
         has_dry_run: false,
         pruned: true,
         work: |app, deadline, _| {
             Box::pin(async move {
-                let entries = app.records.log().verify_all(deadline).await?;
-                Ok(Counts::from([("entries", i64::try_from(entries).unwrap_or(i64::MAX))]))
+                let verified = app.records.log().verify_on(consent::digests, deadline).await?;
+                let number = |number| i64::try_from(number).unwrap_or(i64::MAX);
+                Ok(Counts::from([
+                    ("entries", number(verified.entries)),
+                    ("reached", number(verified.reached)),
+                ]))
             })
         },
     },
 ];
-
-/// Whatever has runs: the jobs and the rotation.
-fn every() -> impl Iterator<Item = &'static Job> {
-    JOBS.iter().chain(std::iter::once(&rotation::ROTATION))
-}
 
 impl Job {
     /// A job by its name.
@@ -123,11 +120,6 @@ impl Job {
 
     /// Whether this daemon runs it when it is due.
     pub fn is_enabled(&self, jobs: &config::Jobs) -> bool {
-        jobs.enabled && self.settings.is_some_and(|settings| settings(jobs).enabled)
-    }
-
-    /// Whether this daemon may go on with a run that another one began: one that is about something has to mean the same here.
-    fn may_take(&self, app: &App, run: &claim::Run) -> bool {
-        run.target.is_none() || run.target == app.records.keyring().keks().ids().into_iter().next()
+        jobs.enabled && (self.settings)(jobs).enabled
     }
 }

@@ -184,7 +184,7 @@ fn a_rotation_that_was_killed_is_gone_on_with() {
     }
     world.sql("UPDATE job_runs SET heartbeat_at = now() - interval '1 minute' WHERE state = 'running'");
     wait_for("the other daemon", || {
-        (world.sql("SELECT epoch, state FROM job_runs WHERE name = 'keyring_rotation'") == "2|running")
+        (world.sql("SELECT epoch, state FROM job_runs WHERE name = 'keyring.rotate'") == "2|running")
             .then_some(())
     });
     wait_for("all but one", || (under(&world, &old) == 1).then_some(()));
@@ -193,7 +193,7 @@ fn a_rotation_that_was_killed_is_gone_on_with() {
     let done = rotate(&other, "20s");
     assert_eq!((&done["run"], &done["state"]), (&run["run"], &json!("ok")), "{done}");
     assert_eq!((under(&world, &old), under(&world, &new)), (0, 5001));
-    let history = other.ok("job.history", json!({ "name": "keyring_rotation" }));
+    let history = other.ok("job.history", json!({ "name": "keyring.rotate" }));
     assert_eq!(
         (history["items"].as_array().unwrap().len(), &history["items"][0]["counts"]["left"]),
         (1, &json!(0))
@@ -283,14 +283,17 @@ fn two_rotations_at_once_are_one() {
     first.stop();
     let daemons = [(); 2].map(|()| world.start_with(&key_files(&[&new, &old])));
     let held = Session::hold(&world.owner_url, "p7");
-    let running = "SELECT count(*) FROM job_runs WHERE name = 'keyring_rotation' AND state = 'running'";
+    let running = "SELECT count(*) FROM job_runs WHERE name = 'keyring.rotate' AND state = 'running'";
     thread::scope(|scope| {
         let both: Vec<_> = daemons.iter().map(|daemon| scope.spawn(|| rotate(daemon, "20s"))).collect();
         wait_for("the run", || (world.sql(running) == "1" && under(&world, &old) == 1).then_some(()));
         held.release();
         let runs: Vec<Value> = both.into_iter().map(|thread| thread.join().unwrap()).collect();
-        assert_eq!((&runs[0]["state"], &runs[0]["run"]), (&json!("ok"), &runs[1]["run"]), "{runs:?}");
-        assert_eq!(runs[1]["state"], "ok");
+        // Who came second waited for the first, and had nothing left to do.
+        let ended: Vec<_> = runs.iter().map(|run| (&run["state"], run["counts"]["left"].clone())).collect();
+        assert_eq!(ended, [(&json!("ok"), json!(0)), (&json!("ok"), json!(0))], "{runs:?}");
+        let rewrapped: i64 = runs.iter().map(|run| run["counts"]["rewrapped"].as_i64().unwrap()).sum();
+        assert_eq!(rewrapped, 101);
     });
     let again = rotate(&daemons[1], "20s");
     assert_eq!((&again["state"], &again["counts"]), (&json!("ok"), &json!({ "rewrapped": 0, "left": 0 })));

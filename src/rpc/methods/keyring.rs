@@ -65,7 +65,7 @@ pub(super) fn add(methods: &mut Methods) {
                 "How many data keys each key-encryption key wraps, and which daemons have it. No key is ever shown.",
                 (
                     "{}",
-                    r#"{"active":"6c1b9f0d2a7e4835","keks":[{"kek_id":"6c1b9f0d2a7e4835","file":"/etc/sidekeep/keys/kek","keys":2,"oldest":"2026-11-20T19:55:00.000000Z","listed_by":["app-1 812 019aa2e0-5a50-7c31-8f0e-0d5b1c1f7a11"]}],"daemons":[{"daemon":"app-1 812 019aa2e0-5a50-7c31-8f0e-0d5b1c1f7a11","host":"app-1","version":"0.1.0","kek_ids":["6c1b9f0d2a7e4835"],"wraps_under":"6c1b9f0d2a7e4835","started_at":"2026-11-20T19:55:00.000000Z","seen_at":"2026-11-20T19:55:03.000000Z"}],"waiting_for":[],"rotation":{"run":"019aa2e0-5a50-7c31-8f0e-0d5b1c1f7a11","name":"keyring_rotation","dry_run":false,"state":"ok","due_at":"2026-11-20T19:55:00.000000Z","started_at":"2026-11-20T19:55:00.000000Z","finished_at":"2026-11-20T19:55:00.514005Z","counts":{"left":0,"rewrapped":1042},"error":null}}"#,
+                    r#"{"active":"6c1b9f0d2a7e4835","keks":[{"kek_id":"6c1b9f0d2a7e4835","file":"/etc/sidekeep/keys/kek","keys":2,"oldest":"2026-11-20T19:55:00.000000Z","listed_by":["app-1 812 019aa2e0-5a50-7c31-8f0e-0d5b1c1f7a11"]}],"daemons":[{"daemon":"app-1 812 019aa2e0-5a50-7c31-8f0e-0d5b1c1f7a11","host":"app-1","version":"0.1.0","kek_ids":["6c1b9f0d2a7e4835"],"wraps_under":"6c1b9f0d2a7e4835","started_at":"2026-11-20T19:55:00.000000Z","seen_at":"2026-11-20T19:55:03.000000Z"}],"waiting_for":[],"rotation":{"run":"019aa2e0-5a50-7c31-8f0e-0d5b1c1f7a11","name":"keyring.rotate","dry_run":false,"state":"ok","due_at":"2026-11-20T19:55:00.000000Z","started_at":"2026-11-20T19:55:00.000000Z","finished_at":"2026-11-20T19:55:00.514005Z","counts":{"left":0,"rewrapped":1042},"error":null}}"#,
                 ),
             )
         },
@@ -86,7 +86,7 @@ pub(super) fn add(methods: &mut Methods) {
                 "Re-wraps every data key under the first of keyring.key_files, while calls go on. Answers when that is done, or after `wait` with the run to follow in job.history.",
                 (
                     r#"{"wait":"5s"}"#,
-                    r#"{"run":"019aa2e0-5a50-7c31-8f0e-0d5b1c1f7a11","name":"keyring_rotation","dry_run":false,"state":"ok","due_at":"2026-11-20T19:55:00.000000Z","started_at":"2026-11-20T19:55:00.000000Z","finished_at":"2026-11-20T19:55:00.514005Z","counts":{"left":0,"rewrapped":1042},"error":null}"#,
+                    r#"{"run":"019aa2e0-5a50-7c31-8f0e-0d5b1c1f7a11","name":"keyring.rotate","dry_run":false,"state":"ok","due_at":"2026-11-20T19:55:00.000000Z","started_at":"2026-11-20T19:55:00.000000Z","finished_at":"2026-11-20T19:55:00.514005Z","counts":{"left":0,"rewrapped":1042},"error":null}"#,
                 ),
             )
         },
