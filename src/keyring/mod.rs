@@ -8,9 +8,10 @@ pub mod kek;
 mod person;
 mod seal;
 mod signing;
+mod taken;
 
 pub use deployment::Deployment;
 pub use kek::{Kek, KekError, Keks};
-pub use person::{Keyring, Person, StartError, Subject};
+pub use person::{Keyring, Person, StartError, Subject, refused};
 pub use seal::{DataKey, Place};
 pub use signing::{SigningKey, SigningKeyError, verifies};
