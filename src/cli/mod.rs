@@ -21,6 +21,7 @@ mod man;
 mod migrate;
 mod openrpc;
 mod output;
+mod recover;
 mod request;
 mod serve;
 mod setup;
@@ -72,6 +73,7 @@ enum Command {
     Certificate(certificate::Args),
     DataMap(data_map::Args),
     Verify(verify::Args),
+    Recover(recover::Args),
     Openrpc(openrpc::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -99,6 +101,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Certificate(args) => certificate::run(args, &global),
         Command::DataMap(args) => data_map::run(args, &global),
         Command::Verify(args) => verify::run(args, &global),
+        Command::Recover(args) => recover::run(args, &global),
         Command::Openrpc(args) => openrpc::run(args),
         Command::Completions(args) => completions::run(args),
         Command::Man(args) => man::run(args),

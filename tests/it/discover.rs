@@ -52,6 +52,7 @@ const ORDER: [&str; 41] = [
     "job.run",
     "job.list",
     "job.history",
+    "subject.status",
 ];
 const LAST: [&str; 4] =
     ["conversation.update", "conversation.delete", "subject.erase", "subject.certificate"];

@@ -34,6 +34,8 @@ impl Fault {
 /// What to look for.
 struct Trap {
     what: Box<dyn Fn(&str) -> bool + Send>,
+    /// What the same connection must have sent just before.
+    after: Option<&'static str>,
     fault: Fault,
 }
 
@@ -83,7 +85,13 @@ impl Proxy {
 
     /// Lets this happen at such a statement after everything that is still to happen.
     pub fn then_fail(&self, fault: Fault, what: impl Fn(&str) -> bool + Send + 'static) {
-        self.state.lock().unwrap().traps.push_back(Trap { what: Box::new(what), fault });
+        self.state.lock().unwrap().traps.push_back(Trap { what: Box::new(what), after: None, fault });
+    }
+
+    /// As [`Proxy::then_fail`], at the COMMIT of a transaction whose last statement has this in it.
+    pub fn then_fail_commit(&self, fault: Fault, after: &'static str) {
+        let what = Box::new(|sql: &str| sql == "COMMIT");
+        self.state.lock().unwrap().traps.push_back(Trap { what, after: Some(after), fault });
     }
 
     /// How often it happened.
@@ -93,8 +101,10 @@ impl Proxy {
 }
 
 impl State {
-    fn spring(&mut self, statement: &str) -> Option<Fault> {
-        let trap = self.traps.pop_front_if(|trap| (trap.what)(statement))?;
+    fn spring(&mut self, statement: &str, last: &str) -> Option<Fault> {
+        let sprung =
+            |trap: &mut Trap| (trap.what)(statement) && trap.after.is_none_or(|after| last.contains(after));
+        let trap = self.traps.pop_front_if(sprung)?;
         self.sprung += 1;
         Some(trap.fault)
     }
@@ -129,7 +139,7 @@ fn requests(
     fate: &Fate,
 ) -> std::io::Result<()> {
     server.write_all(&body(client)?)?;
-    let mut prepared = HashMap::new();
+    let (mut prepared, mut last) = (HashMap::new(), String::new());
     loop {
         let message = message(client)?;
         let mut text =
@@ -144,8 +154,11 @@ fn requests(
             b'B' => prepared.get(&text.nth(1).unwrap()).cloned(),
             _ => None,
         };
-        if let Some(fault) = statement.and_then(|statement| state.lock().unwrap().spring(&statement)) {
-            *fate.lock().unwrap() = Some(fault);
+        if let Some(statement) = statement {
+            if let Some(fault) = state.lock().unwrap().spring(&statement, &last) {
+                *fate.lock().unwrap() = Some(fault);
+            }
+            last = statement;
         }
         let fault = *fate.lock().unwrap();
         match fault {
