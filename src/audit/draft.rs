@@ -105,16 +105,15 @@ impl Draft {
         let has_client = client.ip_address.is_some() || client.user_agent.is_some();
         let client =
             has_client.then(|| serde_json::to_string(&client).map_err(Error::internal)).transpose()?;
-        let is_own = own.is_some();
         let kept = given.id.is_some().then(|| Box::new(given.clone()));
-        let id = given.id.unwrap_or_else(RecordId::generate);
         Ok(Self {
+            own: own.is_some(),
             entry: Entry {
                 stream: 0,
                 position: 0,
                 recorded_at: chrono::DateTime::UNIX_EPOCH,
                 format: super::entry::FORMAT,
-                id: id.into_string(),
+                id: given.id.unwrap_or_else(RecordId::generate).into_string(),
                 actor_id: None,
                 subject_id: None,
                 action: given.action.into_string(),
@@ -128,7 +127,6 @@ impl Draft {
             },
             given_id: kept.is_some(),
             creates: true,
-            own: is_own,
             metadata: given.metadata,
             actor,
             subject,
