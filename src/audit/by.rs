@@ -6,7 +6,18 @@ use super::draft::Draft;
 use super::entry::{Append, Labels, Outcome};
 use crate::error::Result;
 use crate::store::Deadline;
-use crate::values::{ResourceId, ShortText, Term, UserId};
+use crate::values::{Json, ResourceId, ShortText, Term, UserId};
+
+/// The label that says who the peer is.
+pub(super) const UID: &str = "sidekeep.uid";
+/// The label that says what was called.
+pub(super) const METHOD: &str = "sidekeep.method";
+/// The label with the number of a second person whom a read names.
+pub(super) const ALSO: &str = "sidekeep.also";
+/// The label with the caller's purpose.
+pub(super) const PURPOSE: &str = "purpose";
+/// The label with the application's own id of the request.
+pub(super) const REQUEST_ID: &str = "request_id";
 
 /// One call, as the records and the log see it.
 #[derive(Debug)]
@@ -42,6 +53,8 @@ struct Noted {
     subject: Option<UserId>,
     resource: Option<(&'static str, String)>,
     digest: Option<String>,
+    also: Option<i64>,
+    filter: Option<Json>,
     staged: bool,
 }
 
@@ -83,6 +96,16 @@ impl By {
         self.noted().digest = Some(sha256);
     }
 
+    /// Notes a second person whom it names, by number: a user id must not stand under another person's key.
+    pub fn names_also(&self, subject_id: i64) {
+        self.noted().also = Some(subject_id);
+    }
+
+    /// Notes what it looked for among the records of many. Never holds a user id.
+    pub fn looked_for(&self, filter: Json) {
+        self.noted().filter = Some(filter);
+    }
+
     /// Notes that its entry is committed with its change.
     pub fn note_staged(&self) {
         self.noted().staged = true;
@@ -99,10 +122,10 @@ impl By {
     /// Something that the caller says of itself identifies a person where it must not.
     pub fn draft(&self, outcome: Outcome) -> Result<Draft> {
         let noted = self.noted().clone();
-        let mut own =
-            vec![("sidekeep.uid", self.uid.to_string()), ("sidekeep.method", self.method.to_owned())];
-        own.extend(self.purpose.as_ref().map(|purpose| ("purpose", purpose.as_str().to_owned())));
-        own.extend(self.request_id.as_ref().map(|id| ("request_id", id.as_str().to_owned())));
+        let mut own = vec![(UID, self.uid.to_string()), (METHOD, self.method.to_owned())];
+        own.extend(self.purpose.as_ref().map(|purpose| (PURPOSE, purpose.as_str().to_owned())));
+        own.extend(self.request_id.as_ref().map(|id| (REQUEST_ID, id.as_str().to_owned())));
+        own.extend(noted.also.map(|subject_id| (ALSO, subject_id.to_string())));
         own.extend(self.refused.map(|count| ("sidekeep.count", count.to_string())));
         own.extend(noted.digest.map(|digest| ("sidekeep.row_sha256", digest)));
         let (kind, id) = noted.resource.unzip();
@@ -117,7 +140,7 @@ impl By {
             ip_address: self.ip_address.clone(),
             user_agent: self.user_agent.clone(),
             labels: None,
-            metadata: None,
+            metadata: noted.filter,
             id: None,
         };
         let mut draft = Draft::new(given, Some(Labels::own(own)))?;

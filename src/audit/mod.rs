@@ -1,5 +1,6 @@
 //! The audit log: streams of entries that only their leaseholders append to, and the proof over them.
 
+pub mod accesses;
 mod by;
 mod columns;
 mod draft;

@@ -26,7 +26,7 @@ use crate::error::{Error, Result};
 use crate::keyring::Person;
 use crate::store::Connection;
 use crate::store::schema::{audit_logs, audit_streams};
-use crate::values::{Limit, Page, RecordId, ResourceId, Term, UserId, decode, encode, fit};
+use crate::values::{Json, Limit, Page, RecordId, ResourceId, Term, UserId, decode, encode, fit};
 
 /// Parameters of methods that name one entry: by id, or by stream and position.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -155,6 +155,36 @@ macro_rules! filter_of {
 }
 filter_of!(Query, Tail);
 
+impl Filter {
+    /// Notes for the access entry whom the filter names, of those who exist, and what else it asks for. A text that may be a
+    /// user id is noted as given, and not which.
+    fn note(&self, by: &By, persons: &Persons) {
+        let resource = self.resource_id.as_ref().map(ResourceId::as_str);
+        let named = [
+            (self.subject_user_id.as_ref().map(UserId::as_str), persons.subject),
+            (self.user_id.as_ref().map(UserId::as_str), persons.actor),
+            (resource, persons.resource),
+        ];
+        let mut named = named.into_iter().filter_map(|(user_id, id)| Some((user_id?, id?)));
+        if let Some((user_id, id)) = named.next() {
+            by.concerns(user_id);
+            if let Some((_, also)) = named.find(|(_, other)| *other != id) {
+                by.names_also(also);
+            }
+        }
+        let asked = serde_json::json!({ "filter": {
+            "user_id": self.user_id.is_some(), "subject_user_id": self.subject_user_id.is_some(),
+            "action": self.action.as_ref().map(Term::as_str),
+            "resource_type": self.resource_type.as_ref().map(Term::as_str),
+            "resource_id": self.resource_id.is_some(), "outcome": self.outcome, "from": self.from, "to": self.to,
+            "labels": self.labels.as_ref().map(|labels| labels.keys().collect::<Vec<_>>()),
+        } });
+        if let Some(asked) = Json::trusted(asked.to_string()) {
+            by.looked_for(asked);
+        }
+    }
+}
+
 type Rows<'a> = audit_logs::BoxedQuery<'a, Pg>;
 type Key = (DateTime<Utc>, i32, i64);
 
@@ -175,7 +205,11 @@ impl Log {
         let stored = self.find(by, which).await?;
         let opener =
             Opener::of(&self.store, &self.keyring, std::slice::from_ref(&stored), &by.deadline).await?;
-        opener.open(stored)
+        let shown = opener.open(stored)?;
+        if let Some(person) = shown.subject_user_id.as_ref().or(shown.user_id.as_ref()) {
+            by.concerns(person);
+        }
+        Ok(shown)
     }
 
     /// The row of one entry.
@@ -218,6 +252,7 @@ impl Log {
                 let Some(persons) = persons(connection, &filter).await? else {
                     return Ok((false, Vec::new()));
                 };
+                filter.note(by, &persons);
                 let rows = || {
                     let mut rows = filtered(&filter, &persons).order((
                         audit_logs::recorded_at.desc(),
@@ -301,6 +336,7 @@ impl Log {
                 let Some(persons) = persons(connection, &filter).await? else {
                     return Ok((Vec::new(), sizes));
                 };
+                filter.note(by, &persons);
                 let mut items: Vec<Stored> = Vec::new();
                 let mut ends = Vec::with_capacity(sizes.len());
                 let mut bytes = 0_u64;

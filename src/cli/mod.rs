@@ -24,6 +24,7 @@ mod setup;
 mod signing;
 mod socket;
 mod status;
+mod subject;
 mod verify;
 
 /// Keeps the records that privacy and security law asks for, beside an application.
@@ -60,6 +61,7 @@ enum Command {
     Call(call::Args),
     Health(health::Args),
     Status(status::Args),
+    Subject(subject::Args),
     Config(config::Args),
     Keyring(keyring::Args),
     Signing(signing::Args),
@@ -83,6 +85,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Call(args) => call::run(args, &global),
         Command::Health(args) => health::run(args, &global),
         Command::Status(args) => status::run(args, &global),
+        Command::Subject(args) => subject::run(args, &global),
         Command::Config(args) => config::run(args, &global),
         Command::Keyring(args) => keyring::run(args),
         Command::Signing(args) => signing::run(args, &global),

@@ -13,6 +13,7 @@
 )]
 
 mod access;
+mod accesses;
 mod audit;
 mod bad_input;
 mod commands;

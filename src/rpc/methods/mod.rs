@@ -7,6 +7,7 @@ mod job;
 mod preferences;
 mod profile;
 mod rpc;
+mod subject_reads;
 mod system;
 
 use std::collections::HashMap;
@@ -220,6 +221,7 @@ impl Methods {
         conversation::add(&mut methods);
         audit::add(&mut methods);
         job::add(&mut methods);
+        subject_reads::add(&mut methods);
         rpc::add(&mut methods);
         system::add(&mut methods);
         methods
