@@ -40,6 +40,12 @@ pub enum Error {
         /// The peer's user id, as the kernel says.
         uid: u32,
     },
+    /// A legal hold forbids it. `holds` are the ids of those that are open.
+    #[error("a legal hold forbids it: release it with subject.release first")]
+    Held {
+        /// The ids of the open holds.
+        holds: Vec<String>,
+    },
     /// The person's processing is restricted: store only.
     #[error("the processing of this person's data is restricted")]
     Restricted,

@@ -193,6 +193,36 @@ diesel::table! {
     }
 }
 
+diesel::table! {
+    sidekeep.subject_erasures (subject_id) {
+        subject_id -> Int8,
+        erased_at -> Timestamptz,
+        reason -> Text,
+        entry_id -> Text,
+        certificate_id -> Text,
+        certificate -> Jsonb,
+        note_sealed -> Nullable<Bytea>,
+    }
+}
+
+diesel::table! {
+    sidekeep.consent_evidence (id) {
+        id -> Text,
+        subject_id -> Int8,
+        number -> Int8,
+        consent_type -> Text,
+        granted -> Bool,
+        given_at -> Timestamptz,
+        expires_at -> Nullable<Timestamptz>,
+        policy_version -> Nullable<Text>,
+        policy_sha256 -> Nullable<Text>,
+        legal_basis -> Nullable<Text>,
+        method -> Nullable<Text>,
+        language -> Nullable<Text>,
+        recorded_at -> Timestamptz,
+    }
+}
+
 diesel::joinable!(user_profiles -> subjects (subject_id));
 diesel::joinable!(user_preferences -> subjects (subject_id));
 diesel::joinable!(consent_records -> subjects (subject_id));

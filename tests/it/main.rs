@@ -29,6 +29,7 @@ mod readme;
 mod records;
 mod schema;
 mod sealing;
+mod selector;
 mod settings;
 mod shutdown;
 mod support;
