@@ -40,10 +40,10 @@ pub enum Error {
         /// The peer's user id, as the kernel says.
         uid: u32,
     },
-    /// A legal hold forbids it. `holds` are the ids of those that are open.
-    #[error("a legal hold forbids it: release it with subject.release first")]
+    /// A legal hold forbids it.
+    #[error("a legal hold on this person forbids it; subject.release ends one")]
     Held {
-        /// The ids of the open holds.
+        /// The ids of the holds that stand, the oldest first; a person who is held very often has more.
         holds: Vec<String>,
     },
     /// The person's processing is restricted: store only.

@@ -4,9 +4,12 @@
 
 pub mod consent;
 pub mod conversation;
+mod held;
 pub mod preferences;
 pub mod profile;
 mod row;
+
+pub use held::{open_holds, unheld};
 
 use std::sync::Arc;
 

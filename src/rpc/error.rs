@@ -50,7 +50,7 @@ kinds! {
     NOT_FOUND = "not_found", -32020, false, "There is no such record, entry or subject.";
     CONFLICT = "conflict", -32021, false, "It exists already, the same id has other content, or expected_version is not current.";
     FORBIDDEN = "forbidden", -32022, false, "The peer may not call this method.";
-    HELD = "held", -32023, false, "A legal hold forbids it; data.holds lists the ids.";
+    HELD = "held", -32023, false, "A legal hold forbids it: erasure, any delete, replacing messages. data.holds lists the holds.";
     RESTRICTED = "restricted", -32024, false, "The person's processing is restricted: store only.";
     TOO_LARGE = "too_large", -32025, false, "A message, record or answer is over its limit.";
     OVERLOADED = "overloaded", -32026, true, "A queue was full past its wait; nothing was done.";

@@ -26,6 +26,17 @@ diesel::table! {
 }
 
 diesel::table! {
+    sidekeep.legal_holds (id) {
+        id -> Text,
+        subject_id -> Int8,
+        reason_sealed -> Bytea,
+        placed_at -> Timestamptz,
+        released_at -> Nullable<Timestamptz>,
+        release_reason_sealed -> Nullable<Bytea>,
+    }
+}
+
+diesel::table! {
     sidekeep.user_profiles (subject_id) {
         subject_id -> Int8,
         username_sealed -> Bytea,
@@ -223,6 +234,7 @@ diesel::table! {
     }
 }
 
+diesel::joinable!(legal_holds -> subjects (subject_id));
 diesel::joinable!(user_profiles -> subjects (subject_id));
 diesel::joinable!(user_preferences -> subjects (subject_id));
 diesel::joinable!(consent_records -> subjects (subject_id));
@@ -231,6 +243,7 @@ diesel::joinable!(conversation_messages -> conversations (conversation_id));
 
 diesel::allow_tables_to_appear_in_same_query!(
     subjects,
+    legal_holds,
     user_profiles,
     user_preferences,
     consent_records,

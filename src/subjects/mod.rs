@@ -2,4 +2,5 @@
 //!
 //! Never lists tables of its own: what belongs to a person is said once, in [`selector`].
 
+pub mod hold;
 pub mod selector;

@@ -59,6 +59,8 @@ pub enum Erasure {
     Deleted,
     /// They are deleted; with `erasure.consents = "keep"` their clear columns are moved to this table first.
     MovedTo(&'static str),
+    /// The database deletes them with the person's row.
+    Cascades,
     /// They stay as they are: sealed bytes that nothing opens any more, under a number that leads nowhere.
     Outlives,
     /// There are none.
@@ -255,6 +257,18 @@ pub const TABLES: &[Table] = &[
             "last_message_at",
             "active_at",
         ],
+    },
+    Table {
+        name: "legal_holds",
+        whose: Whose::Subject,
+        erasure: Erasure::Cascades,
+        period: Period::Person,
+        export: Export::Access("holds"),
+        counted: None,
+        key: &["id"],
+        sealed: &[sealed("reason_sealed"), sealed("release_reason_sealed")],
+        identity: &[],
+        clear: &["id", "subject_id", "placed_at", "released_at"],
     },
     Table {
         name: "audit_logs",

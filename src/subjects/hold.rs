@@ -1,0 +1,3 @@
+//! `subject.hold`, `.release`, `.holds`: legal holds (GDPR Art. 17(3)(e)).
+
+pub use crate::records::{open_holds, unheld};
