@@ -2,6 +2,7 @@
 //!
 //! Knows the types of PostgreSQL that the schema uses, in their binary form; refuses others.
 
+use std::io::Write as _;
 use std::num::NonZeroU32;
 use std::ops::Range;
 
@@ -12,7 +13,6 @@ use diesel::row::{Field as _, NamedRow};
 
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
-use crate::values::quote;
 
 /// PostgreSQL's numbers of types (`pg_type.dat`).
 mod oid {
@@ -106,13 +106,12 @@ impl<'a> Cell<'a> {
     ///
     /// # Errors
     /// A type that is not known here: a migration has brought it, and nothing may be left out.
-    pub(super) fn write(self, out: &mut String) -> Result<()> {
-        use std::fmt::Write as _;
+    pub(super) fn write(self, out: &mut Vec<u8>) -> Result<()> {
         match self.oid {
-            oid::BOOL => out.push_str(if self.bytes == [0] { "false" } else { "true" }),
+            oid::BOOL => out.extend_from_slice(if self.bytes == [0] { b"false" } else { b"true" }),
             oid::INT2 | oid::INT4 | oid::INT8 => write!(out, "{}", self.number()?).map_err(Error::internal)?,
-            oid::TEXT => quote(self.text()?, out),
-            oid::JSON | oid::JSONB => out.push_str(self.json()?),
+            oid::TEXT => quote(self.text()?, out)?,
+            oid::JSON | oid::JSONB => out.extend_from_slice(self.json()?.as_bytes()),
             oid::TIMESTAMPTZ => {
                 let since_1970 = i64::from_be_bytes(self.exactly()?).saturating_add(EPOCH);
                 let at = DateTime::<Utc>::from_timestamp_micros(since_1970)
@@ -120,9 +119,9 @@ impl<'a> Cell<'a> {
                 write!(out, "\"{}\"", Timestamp::from(at)).map_err(Error::internal)?;
             }
             oid::BYTEA => {
-                out.push('"');
-                self.bytes.iter().for_each(|byte| push_hex(*byte, out));
-                out.push('"');
+                out.push(b'"');
+                out.extend(self.bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]));
+                out.push(b'"');
             }
             other => return Err(Error::internal(format!("the export does not know the type with number {other}"))),
         }
@@ -134,8 +133,11 @@ impl<'a> Cell<'a> {
     }
 }
 
-fn push_hex(byte: u8, out: &mut String) {
-    for digit in [byte >> 4, byte & 15] {
-        out.extend(char::from_digit(u32::from(digit), 16));
-    }
+/// Writes a text as JSON.
+pub(super) fn quote(text: &str, out: &mut Vec<u8>) -> Result<()> {
+    serde_json::to_writer(out, text).map_err(Error::internal)
+}
+
+fn digit(four_bits: u8) -> u8 {
+    if four_bits < 10 { b'0'.saturating_add(four_bits) } else { b'a'.saturating_add(four_bits - 10) }
 }
