@@ -1,7 +1,7 @@
 -- What an erasure leaves of consents where `erasure.consents` is "keep": the clear columns, under a number that leads nowhere.
 
 CREATE TABLE consent_evidence (
-    id text COLLATE "C" PRIMARY KEY,
+    id text COLLATE "C" NOT NULL,
     subject_id bigint NOT NULL,
     number bigint NOT NULL,
     consent_type text COLLATE "C" NOT NULL,
@@ -13,10 +13,10 @@ CREATE TABLE consent_evidence (
     legal_basis text,
     method text,
     language text,
-    recorded_at timestamptz NOT NULL
+    recorded_at timestamptz NOT NULL,
+    -- An id is free again after an erasure, and may come to belong to another person.
+    PRIMARY KEY (subject_id, id)
 );
--- Whoever holds a certificate with its salt can show whose they were.
-CREATE INDEX consent_evidence_by_subject ON consent_evidence (subject_id);
 COMMENT ON TABLE consent_evidence IS 'Consents of erased persons, without anything that identifies or describes them.';
 COMMENT ON COLUMN consent_evidence.id IS 'clear: the record''s id';
 COMMENT ON COLUMN consent_evidence.subject_id IS 'clear: the number that the erased person had';

@@ -37,6 +37,8 @@ pub struct Draft {
     pub given_id: bool,
     /// Whether persons who do not exist yet are created.
     pub creates: bool,
+    /// Whether it is sidekeep's own, and not an application's.
+    pub own: bool,
     /// What is stored in the clear; its persons are not filled in yet.
     pub entry: Entry,
     client: Option<String>,
@@ -98,6 +100,7 @@ impl Draft {
         let has_client = client.ip_address.is_some() || client.user_agent.is_some();
         let client =
             has_client.then(|| serde_json::to_string(&client).map_err(Error::internal)).transpose()?;
+        let is_own = own.is_some();
         let labels = merge(given.labels.as_ref(), own);
         let id = given.id.clone().unwrap_or_else(RecordId::generate);
         Ok(Self {
@@ -120,6 +123,7 @@ impl Draft {
             },
             given_id: given.id.is_some(),
             creates: true,
+            own: is_own,
             metadata: given.metadata.clone(),
             actor,
             subject,

@@ -19,7 +19,8 @@ const REMEMBERED: usize = 5_000;
 pub(super) struct People(HashMap<String, Known>);
 
 impl People {
-    /// Makes sure that everybody these entries name is known; who does not exist yet is created.
+    /// Makes sure that everybody these entries name is known; who does not exist yet is created. Answers who was erased and is
+    /// refused for a while.
     ///
     /// # Errors
     /// The store's.
@@ -29,7 +30,8 @@ impl People {
         keyring: &Keyring,
         drafts: &[&Draft],
         deadline: &Deadline,
-    ) -> Result<()> {
+    ) -> Result<Vec<String>> {
+        let mut refused = Vec::new();
         if self.0.len() > REMEMBERED {
             self.0.clear();
         }
@@ -39,7 +41,7 @@ impl People {
             unknown.sort_unstable();
             unknown.dedup();
             if unknown.is_empty() {
-                return Ok(());
+                break;
             }
             let user_ids: Vec<&str> = unknown.iter().map(|person| person.as_str()).collect();
             let found = store
@@ -55,10 +57,10 @@ impl People {
             let creating = drafts.iter().filter(|draft| draft.creates).flat_map(|draft| draft.people());
             unknown = creating.filter(|person| !self.0.contains_key(person.as_str())).collect();
             if create && !unknown.is_empty() {
-                keyring.create(store, deadline, &unknown).await?;
+                refused = keyring.create_allowed(store, deadline, &unknown).await?;
             }
         }
-        Ok(())
+        Ok(refused)
     }
 
     /// Everybody who is known.

@@ -19,7 +19,7 @@ use super::repeat;
 use super::row::Stored;
 use super::staged;
 use super::stream::{Sealed, Sent, Settled, Stream};
-use super::work::{Work, answer, distinct, one_try_less, refuse, still_wanted};
+use super::work::{Work, answer, distinct, one_try_less, refuse, still_wanted, without};
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::keyring::Keyring;
@@ -182,9 +182,15 @@ impl Writer {
             return Ok(batch);
         }
         let drafts: Vec<&Draft> = batch.iter().flat_map(Work::drafts).collect();
-        if let Err(error) = self.people.meet(&self.store, &self.keyring, &drafts, &deadline).await {
-            return Err((error, batch));
+        let refused = match self.people.meet(&self.store, &self.keyring, &drafts, &deadline).await {
+            Ok(refused) => refused,
+            Err(error) => return Err((error, batch)),
+        };
+        let batch = without(batch, &refused);
+        if batch.is_empty() {
+            return Ok(batch);
         }
+        let drafts: Vec<&Draft> = batch.iter().flat_map(Work::drafts).collect();
         let referred = self.people.referred(&drafts);
         let mut sealed = match self.seal(&batch) {
             Ok(sealed) => sealed,

@@ -11,6 +11,6 @@ mod signing;
 
 pub use deployment::Deployment;
 pub use kek::{Kek, KekError, Keks};
-pub use person::{Keyring, Person, StartError, Subject};
+pub use person::{Keyring, Person, StartError, Subject, refused};
 pub use seal::{DataKey, Place};
 pub use signing::{SigningKey, SigningKeyError, verifies};

@@ -7,6 +7,7 @@ use chrono::{DateTime, Utc};
 use diesel::prelude::{
     ExpressionMethods, OptionalExtension, QueryDsl, Queryable, Selectable, SelectableHelper,
 };
+use diesel::sql_types::{Array, Bytea, Int8, Text};
 use diesel_async::RunQueryDsl;
 use zeroize::Zeroizing;
 
@@ -152,16 +153,53 @@ impl Keyring {
     /// order of their user ids, so that two callers who create the same people do not deadlock.
     ///
     /// # Errors
-    /// As [`Store::autocommit`].
+    /// [`Error::Conflict`] where one of them was erased and is refused for a while; the others exist then. Else as
+    /// [`Store::autocommit`].
     pub async fn create(&self, store: &Store, deadline: &Deadline, user_ids: &[&UserId]) -> Result<()> {
+        if self.create_allowed(store, deadline, user_ids).await?.is_empty() { Ok(()) } else { Err(refused()) }
+    }
+
+    /// As [`Keyring::create`], and answers who is refused.
+    ///
+    /// # Errors
+    /// As [`Store::autocommit`].
+    pub async fn create_allowed(
+        &self,
+        store: &Store,
+        deadline: &Deadline,
+        user_ids: &[&UserId],
+    ) -> Result<Vec<String>> {
         let mut user_ids: Vec<&str> = user_ids.iter().map(|user_id| user_id.as_str()).collect();
         user_ids.sort_unstable();
         user_ids.dedup();
-        let mut rows = Vec::with_capacity(user_ids.len());
-        for user_id in user_ids {
-            rows.push(self.draw(random_subject_id()?, Some(user_id))?);
+        let (mut ids, mut keys, mut digests) = (Vec::new(), Vec::new(), Vec::new());
+        for user_id in &user_ids {
+            let row = self.draw(random_subject_id()?, Some(user_id))?;
+            ids.push(row.subject_id);
+            keys.push(row.wrapped_key);
+            digests.push(self.refusal(user_id)?);
         }
-        self.insert(store, deadline, &rows).await
+        let kek = self.keks.active()?.id();
+        store
+            .autocommit(deadline, "subjects.create", async |connection| {
+                let created = diesel::sql_query(CREATE)
+                    .bind::<Array<Int8>, _>(&ids)
+                    .bind::<Array<Text>, _>(&user_ids)
+                    .bind::<Array<Bytea>, _>(&keys)
+                    .bind::<Array<Bytea>, _>(&digests)
+                    .bind::<Text, _>(kek);
+                let refused: Vec<Refused> = created.load(connection).await?;
+                Ok(refused.into_iter().map(|refused| refused.user_id).collect())
+            })
+            .await
+    }
+
+    /// What stands for a user id that is not to be taken again: it tells nothing without the deployment's key.
+    ///
+    /// # Errors
+    /// As [`Keyring::own`].
+    pub fn refusal(&self, user_id: &str) -> Result<Vec<u8>> {
+        Ok(self.own()?.mac("sidekeep refusal", &[self.deployment.as_bytes(), user_id.as_bytes()]))
     }
 
     async fn insert(&self, store: &Store, deadline: &Deadline, rows: &[NewPerson]) -> Result<()> {
@@ -281,6 +319,22 @@ const USED_KEKS: &str = "WITH RECURSIVE used AS ( \
     FROM used WHERE used.kek_id IS NOT NULL) \
     SELECT kek_id FROM used WHERE kek_id IS NOT NULL";
 
+/// Inserts persons, and answers those who are refused.
+const CREATE: &str = "SELECT * FROM sidekeep.create_subjects($1, $2, $3, $4, $5) AS refused (user_id)";
+
+#[derive(diesel::QueryableByName)]
+struct Refused {
+    #[diesel(sql_type = Text)]
+    user_id: String,
+}
+
+/// What a writer hears who would bring an erased person back.
+pub fn refused() -> Error {
+    Error::conflict(
+        "user_id: this person was erased, and keyring.refuse_again keeps the user id from being taken again so soon",
+    )
+}
+
 #[derive(diesel::QueryableByName)]
 struct KekId {
     #[diesel(sql_type = diesel::sql_types::Text)]
@@ -322,6 +376,11 @@ impl Person {
     /// The wrapped key: as long as the row has it, the person is the same.
     pub fn wrapped_key(&self) -> &[u8] {
         &self.wrapped_key
+    }
+
+    /// Which key-encryption key wraps the person's key.
+    pub fn kek_id(&self) -> &str {
+        &self.kek_id
     }
 
     /// Reads those of these people who exist.

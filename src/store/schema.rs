@@ -217,7 +217,7 @@ diesel::table! {
 }
 
 diesel::table! {
-    sidekeep.consent_evidence (id) {
+    sidekeep.consent_evidence (subject_id, id) {
         id -> Text,
         subject_id -> Int8,
         number -> Int8,
@@ -231,6 +231,13 @@ diesel::table! {
         method -> Nullable<Text>,
         language -> Nullable<Text>,
         recorded_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    sidekeep.subject_refusals (digest) {
+        digest -> Bytea,
+        refused_until -> Timestamptz,
     }
 }
 

@@ -82,6 +82,8 @@ pub enum Period {
     Requests,
     /// `retention.job_runs`.
     JobRuns,
+    /// `keyring.refuse_again`, from the erasure.
+    Refusals,
     /// As long as the deployment itself.
     Deployment,
 }
@@ -152,6 +154,7 @@ impl Period {
             Self::AuditLogs => Some("retention.audit_logs"),
             Self::Requests => Some("retention.requests"),
             Self::JobRuns => Some("retention.job_runs"),
+            Self::Refusals => Some("keyring.refuse_again"),
         }
     }
 }
@@ -332,7 +335,7 @@ pub const TABLES: &[Table] = &[
         period: Period::Consents,
         export: Export::Never,
         counted: None,
-        key: &["id"],
+        key: &["subject_id", "id"],
         sealed: &[],
         identity: &[],
         clear: CONSENT,
@@ -360,6 +363,11 @@ pub const TABLES: &[Table] = &[
         sealed: &[],
         identity: &["user_id", "wrapped_key"],
         clear: &["subject_id", "kek_id", "created_at", "restricted_at"],
+    },
+    // Written by an erasure about nobody who is left: no subject id leads here.
+    Table {
+        identity: &["digest"],
+        ..nobodys("subject_refusals", Period::Refusals, &["digest"], &["refused_until"])
     },
     nobodys("deployment", Period::Deployment, &["name"], &["name", "created_at"]),
     nobodys("schema_compatibility", Period::Deployment, &["min_daemon"], &["min_daemon"]),
