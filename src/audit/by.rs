@@ -9,15 +9,15 @@ use crate::store::Deadline;
 use crate::values::{Json, ResourceId, ShortText, Term, UserId};
 
 /// The label that says who the peer is.
-pub(super) const UID: &str = "sidekeep.uid";
+pub const UID: &str = "sidekeep.uid";
 /// The label that says what was called.
-pub(super) const METHOD: &str = "sidekeep.method";
+pub const METHOD: &str = "sidekeep.method";
 /// The label with the number of a second person whom a read names.
-pub(super) const ALSO: &str = "sidekeep.also";
+pub const ALSO: &str = "sidekeep.also";
 /// The label with the caller's purpose.
-pub(super) const PURPOSE: &str = "purpose";
+pub const PURPOSE: &str = "purpose";
 /// The label with the application's own id of the request.
-pub(super) const REQUEST_ID: &str = "request_id";
+pub const REQUEST_ID: &str = "request_id";
 
 /// One call, as the records and the log see it.
 #[derive(Debug)]

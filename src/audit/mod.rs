@@ -25,8 +25,8 @@ pub mod verify;
 mod work;
 mod writer;
 
-pub use by::By;
-pub use draft::{Draft, SUBJECT};
+pub use by::{ALSO, By, METHOD, PURPOSE, REQUEST_ID, UID};
+pub use draft::{ACTOR, Draft, SUBJECT};
 pub use log::{APPEND_MANY, Log, Staged, UnknownActor};
 pub use open::Shown;
 pub use queue::{Queue, Receipt};

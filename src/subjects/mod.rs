@@ -3,5 +3,6 @@
 //! Never lists tables of its own: what belongs to a person is said once, in [`selector`].
 
 pub mod document;
+pub mod export;
 pub mod hold;
 pub mod selector;
