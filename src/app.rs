@@ -267,6 +267,28 @@ pub async fn open_log(
     Ok(Arc::new(Log::reader(store, keyring, read_signers(config)?)))
 }
 
+/// Opens the records for a command that works without a daemon: what it enters in the log is staged, and a daemon takes it in.
+///
+/// # Errors
+/// As [`App::open`].
+pub async fn open_alone(
+    config: &Config,
+    tracker: &TaskTracker,
+    end: &CancellationToken,
+) -> Result<Records, OpenError> {
+    let keyring = Arc::new(Keyring::new(config.deployment.name.as_str(), read_keks(config)?));
+    let store = Arc::new(Store::new(&config.database, &config::database_url(config)?, tracker.clone())?);
+    let (watched, watching) = (store.clone(), end.clone());
+    tracker.spawn(async move { watched.observe(watching).await });
+    let deadline = Deadline::after(config.limits.call_timeout.duration(), end.clone());
+    if let Some(advice) = store.schema(&deadline).await.map_err(StartError::Database)?.advice() {
+        return Err(OpenError::Schema(advice));
+    }
+    keyring.check(&store, &deadline).await?;
+    let log = Arc::new(Log::reader(store.clone(), keyring.clone(), read_signers(config)?));
+    Ok(Records::new(store, keyring, log, config.limits.clone()))
+}
+
 fn read_signers(config: &Config) -> Result<Vec<SigningKey>, OpenError> {
     let read = |file| Ok(SigningKey::parse(PathBuf::from(format!("{file}")), &config::secret(file)?)?);
     config.signing.key_files.iter().map(read).collect()

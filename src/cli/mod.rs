@@ -12,6 +12,7 @@ mod completions;
 mod config;
 mod dev;
 mod exit;
+mod export;
 mod health;
 mod json;
 mod keyring;
@@ -66,6 +67,7 @@ enum Command {
     Keyring(keyring::Args),
     Signing(signing::Args),
     Verify(verify::Args),
+    Export(export::Args),
     Openrpc(openrpc::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -90,6 +92,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Keyring(args) => keyring::run(args),
         Command::Signing(args) => signing::run(args, &global),
         Command::Verify(args) => verify::run(args, &global),
+        Command::Export(args) => export::run(&args, &global),
         Command::Openrpc(args) => openrpc::run(args),
         Command::Completions(args) => completions::run(args),
         Command::Man(args) => man::run(args),
