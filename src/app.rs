@@ -16,12 +16,15 @@ use crate::keyring::{Kek, KekError, Keks, Keyring, SigningKey, SigningKeyError, 
 use crate::records::Records;
 use crate::store::connect::ConnectError;
 use crate::store::{Deadline, Store};
+use crate::subjects::request::Pressing;
 use crate::telemetry::Telemetry;
 
 /// How long the service manager waits for a PostgreSQL that is away, before it is told that this daemon serves.
 const START: Duration = Duration::from_secs(2);
 /// How often a PostgreSQL that answers, but not as it has to, is tried.
 const AGAIN: Duration = Duration::from_millis(200);
+/// How often profiles without digests are looked for.
+const LATER: Duration = Duration::from_secs(10);
 
 /// How long the first caller may be kept waiting for the first look at PostgreSQL, and how often it is asked whether it came.
 const FIRST_LOOK: Duration = Duration::from_secs(1);
@@ -34,6 +37,8 @@ pub struct App {
     pub config: Config,
     /// The records, with their store and keyring.
     pub records: Records,
+    /// How many requests of people press.
+    pub pressing: Pressing,
     /// The daemon's own log and figures.
     pub telemetry: Telemetry,
     /// When this daemon started.
@@ -101,6 +106,7 @@ impl App {
         let records = open_records(&config, &tracker, &end)?;
         let app = Arc::new(Self {
             records,
+            pressing: Pressing::default(),
             state: watch::Sender::new(State::Waiting("not tried yet".into())),
             reload_error: Mutex::new(None),
             started: Instant::now(),
@@ -113,6 +119,8 @@ impl App {
         app.tracker.spawn(async move { observing.records.store().observe(observing.end.clone()).await });
         let preparing = app.clone();
         app.tracker.spawn(async move { preparing.prepare().await });
+        let looking = app.clone();
+        app.tracker.spawn(async move { looking.look_after().await });
         Ok(app)
     }
 
@@ -196,6 +204,34 @@ impl App {
     /// Notes how reading the configuration again ended.
     pub fn note_reload(&self, error: Option<String>) {
         *self.reload_error.lock().unwrap_or_else(PoisonError::into_inner) = error;
+    }
+
+    /// What no call waits for: older profiles are made ready to be found, and requests that press are counted.
+    async fn look_after(&self) {
+        tokio::select! {
+            () = self.opened() => {}
+            () = self.end.cancelled() => return,
+        }
+        tokio::join!(self.make_digests(), self.pressing.observe(self.records.store(), &self.end));
+    }
+
+    async fn make_digests(&self) {
+        while !self.end.is_cancelled() {
+            let deadline = Deadline::after(self.config.limits.call_timeout.duration(), self.end.clone());
+            let pause = match self.records.make_digests(&deadline).await {
+                Ok(true) => Duration::ZERO,
+                // Daemons of the version before may still write profiles without digests.
+                Ok(false) => LATER,
+                Err(error) => {
+                    tracing::debug!(%error, "digests of older profiles are made later");
+                    LATER
+                }
+            };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.end.cancelled() => {}
+            }
+        }
     }
 
     async fn prepare(&self) {

@@ -298,7 +298,10 @@ mod tests {
         let named = Unnamed { file, hidden: Some(hidden) };
         assert_eq!(named.publish(&path).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
         drop(scratch(&path).unwrap());
-        assert_eq!((names(directory.path()), std::fs::read(&path).unwrap()), (vec!["file".into()], b"whole".to_vec()));
+        assert_eq!(
+            (names(directory.path()), std::fs::read(&path).unwrap()),
+            (vec!["file".into()], b"whole".to_vec())
+        );
         Unnamed::beside(&directory.path().join("missing/file"), 0o600).unwrap_err();
     }
 

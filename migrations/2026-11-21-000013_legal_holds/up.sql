@@ -67,4 +67,5 @@ END
 $$;
 CREATE TRIGGER held BEFORE UPDATE OR DELETE ON legal_holds FOR EACH ROW EXECUTE FUNCTION refuse_hold_change();
 
-GRANT SELECT, INSERT, UPDATE (released_at, release_reason_sealed) ON legal_holds TO sidekeep_app;
+-- Of released ones alone, as the trigger sees to.
+GRANT SELECT, INSERT, DELETE, UPDATE (released_at, release_reason_sealed) ON legal_holds TO sidekeep_app;

@@ -54,7 +54,7 @@ struct Noted {
     resource: Option<(&'static str, String)>,
     digest: Option<String>,
     also: Option<i64>,
-    filter: Option<Json>,
+    told: Option<Json>,
     staged: bool,
 }
 
@@ -101,9 +101,9 @@ impl By {
         self.noted().also = Some(subject_id);
     }
 
-    /// Notes what it looked for among the records of many. Never holds a user id.
-    pub fn looked_for(&self, filter: Json) {
-        self.noted().filter = Some(filter);
+    /// Notes what the entry is to say under the subject's key.
+    pub fn tell(&self, metadata: Json) {
+        self.noted().told = Some(metadata);
     }
 
     /// Notes that its entry is committed with its change.
@@ -140,7 +140,7 @@ impl By {
             ip_address: self.ip_address.clone(),
             user_agent: self.user_agent.clone(),
             labels: None,
-            metadata: noted.filter,
+            metadata: noted.told,
             id: None,
         };
         let mut draft = Draft::new(given, Some(Labels::own(own)))?;

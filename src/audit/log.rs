@@ -142,17 +142,30 @@ impl Log {
     /// # Errors
     /// The database's; [`UnknownActor`] within an internal error.
     pub async fn stage(&self, tx: &mut Connection, by: &By, subject: &Subject) -> Result<Staged> {
+        self.stage_about(tx, by, Some(subject)).await
+    }
+
+    /// As [`Log::stage`], perhaps about a record whose person was erased.
+    ///
+    /// # Errors
+    /// As [`Log::stage`].
+    pub async fn stage_about(
+        &self,
+        tx: &mut Connection,
+        by: &By,
+        subject: Option<&Subject>,
+    ) -> Result<Staged> {
         if !by.stages {
             return Ok(None);
         }
-        by.concerns(&subject.user_id);
-        let draft = by.draft(Outcome::Success)?;
         let mut known = HashMap::new();
-        known.insert(
-            subject.user_id.clone(),
-            Known { subject: Arc::new(subject.clone()), wrapped_key: Vec::new() },
-        );
-        if let Some(actor) = by.actor.as_ref().filter(|actor| actor.as_str() != subject.user_id) {
+        if let Some(subject) = subject {
+            by.concerns(&subject.user_id);
+            let found = Known { subject: Arc::new(subject.clone()), wrapped_key: Vec::new() };
+            known.insert(subject.user_id.clone(), found);
+        }
+        let draft = by.draft(Outcome::Success)?;
+        if let Some(actor) = by.actor.as_ref().filter(|actor| !known.contains_key(actor.as_str())) {
             let found = Person::find(tx, &[actor.as_str()]).await?;
             let Some(person) = found.into_iter().next() else {
                 return Err(Error::internal(UnknownActor(actor.clone())));

@@ -180,7 +180,7 @@ impl Filter {
             "labels": self.labels.as_ref().map(|labels| labels.keys().collect::<Vec<_>>()),
         } });
         if let Some(asked) = Json::trusted(asked.to_string()) {
-            by.looked_for(asked);
+            by.tell(asked);
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::config;
 use crate::error::chain;
 use crate::store::Deadline;
 use crate::subjects::export::{Export, Progress, Scope, Summary, Surroundings, archive};
-use crate::values::{Term, UserId};
+use crate::values::{RecordId, Term, UserId};
 
 /// How long an export may take: it is for as long as there is something to write.
 const PATIENCE: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -41,6 +41,9 @@ pub(super) struct Args {
     /// Why, as a code, for the log
     #[arg(long, value_name = "CODE")]
     purpose: Option<String>,
+    /// The id of the person's request (`sidekeep request`) that this answers
+    #[arg(long, value_name = "ID")]
+    request: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -60,7 +63,9 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<()> {
         Which::Access => Scope::Access,
         Which::Portability => Scope::Portability,
     };
-    let asked = Export { user_id, scope };
+    let request_id = args.request.clone().map(RecordId::parse).transpose();
+    let request_id = request_id.map_err(|fault| coded(Code::Usage, format!("--request: {fault}")))?;
+    let asked = Export { user_id, scope, request_id };
     let summary = runtime()?.block_on(write(&loaded.config, asked, purpose, args, global))?;
     show(&summary, args, global)
 }

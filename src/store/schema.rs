@@ -46,6 +46,8 @@ diesel::table! {
         version -> Int8,
         created_at -> Timestamptz,
         updated_at -> Timestamptz,
+        username_digest -> Nullable<Bytea>,
+        email_digest -> Nullable<Bytea>,
     }
 }
 
@@ -164,6 +166,7 @@ diesel::table! {
         labels -> Nullable<Jsonb>,
         client_sealed -> Nullable<Bytea>,
         mac -> Bytea,
+        metadata_sealed -> Nullable<Bytea>,
     }
 }
 
@@ -201,6 +204,24 @@ diesel::table! {
         holder -> Nullable<Text>,
         counts -> Nullable<Jsonb>,
         error -> Nullable<Text>,
+    }
+}
+
+diesel::table! {
+    sidekeep.requests (id) {
+        id -> Text,
+        subject_id -> Int8,
+        kind -> Text,
+        channel -> Nullable<Text>,
+        opened_at -> Timestamptz,
+        received_at -> Timestamptz,
+        due_at -> Timestamptz,
+        extended_at -> Nullable<Timestamptz>,
+        extension_reason_sealed -> Nullable<Bytea>,
+        closed_at -> Nullable<Timestamptz>,
+        outcome -> Nullable<Text>,
+        outcome_reason_sealed -> Nullable<Bytea>,
+        results -> Jsonb,
     }
 }
 
@@ -251,6 +272,7 @@ diesel::joinable!(conversation_messages -> conversations (conversation_id));
 diesel::allow_tables_to_appear_in_same_query!(
     subjects,
     legal_holds,
+    requests,
     user_profiles,
     user_preferences,
     consent_records,

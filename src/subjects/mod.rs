@@ -5,4 +5,20 @@
 pub mod document;
 pub mod export;
 pub mod hold;
+pub mod request;
+pub mod restrict;
 pub mod selector;
+
+use crate::error::{Error, Result};
+use crate::values::UserId;
+
+/// Refuses a clear text that is the person's user id: it may outlive the person.
+///
+/// # Errors
+/// [`Error::Invalid`], naming the field.
+fn impersonal(user_id: &UserId, field: &'static str, text: Option<&str>) -> Result<()> {
+    if text == Some(user_id.as_str()) {
+        return Err(Error::invalid(field, "is the person's user id, which must not stand here in the clear"));
+    }
+    Ok(())
+}

@@ -200,7 +200,7 @@ pub const TABLES: &[Table] = &[
             sealed("full_name_sealed"),
             sealed("metadata_sealed"),
         ],
-        identity: &[],
+        identity: &["username_digest", "email_digest"],
         clear: &["subject_id", "version", "created_at", "updated_at"],
     },
     Table {
@@ -312,7 +312,10 @@ pub const TABLES: &[Table] = &[
         export: Export::Never,
         counted: None,
         key: &["id"],
-        sealed: &[Sealed { column: "client_sealed", table: Some("audit_logs"), under: Under::Actor }],
+        sealed: &[
+            Sealed { column: "client_sealed", table: Some("audit_logs"), under: Under::Actor },
+            Sealed { column: "metadata_sealed", table: Some("audit_logs"), under: Under::Subject },
+        ],
         identity: &[],
         clear: &[
             "number",
@@ -351,6 +354,31 @@ pub const TABLES: &[Table] = &[
         sealed: &[Sealed { column: "note_sealed", table: None, under: Under::Deployment }],
         identity: &[],
         clear: &["subject_id", "erased_at", "reason", "entry_id", "certificate_id", "certificate"],
+    },
+    // A reason that is given after the erasure, as when an erasure's own request is closed, is under the deployment's key.
+    Table {
+        name: "requests",
+        whose: Whose::Subject,
+        erasure: Erasure::Outlives,
+        period: Period::Requests,
+        export: Export::Access("requests"),
+        counted: None,
+        key: &["id"],
+        sealed: &[sealed("extension_reason_sealed"), sealed("outcome_reason_sealed")],
+        identity: &[],
+        clear: &[
+            "id",
+            "subject_id",
+            "kind",
+            "channel",
+            "opened_at",
+            "received_at",
+            "due_at",
+            "extended_at",
+            "closed_at",
+            "outcome",
+            "results",
+        ],
     },
     Table {
         name: "subjects",

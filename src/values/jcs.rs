@@ -138,9 +138,11 @@ mod tests {
             assert_eq!(double(f64::from_bits(bits)).as_deref(), Some(text), "{bits:x}");
         }
         assert_eq!((double(f64::NAN), double(f64::INFINITY)), (None, None));
-        let text = |json: &str| {
-            String::from_utf8(jcs(&serde_json::from_str(json).unwrap()).unwrap()).unwrap()
-        };
-        assert_eq!(text("[1.50, 1E2, 9007199254740993, 18446744073709551615, -0.0]"), "[1.5,100,9007199254740992,18446744073709552000,0]");
+        let text =
+            |json: &str| String::from_utf8(jcs(&serde_json::from_str(json).unwrap()).unwrap()).unwrap();
+        assert_eq!(
+            text("[1.50, 1E2, 9007199254740993, 18446744073709551615, -0.0]"),
+            "[1.5,100,9007199254740992,18446744073709552000,0]"
+        );
     }
 }

@@ -19,6 +19,7 @@ mod bad_input;
 mod commands;
 mod dev;
 mod discover;
+mod export;
 mod faults;
 mod jobs;
 mod keys;

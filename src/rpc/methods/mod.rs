@@ -6,6 +6,7 @@ mod conversation;
 mod job;
 mod preferences;
 mod profile;
+mod request;
 mod rpc;
 mod subject_reads;
 mod system;
@@ -222,6 +223,7 @@ impl Methods {
         audit::add(&mut methods);
         job::add(&mut methods);
         subject_reads::add(&mut methods);
+        request::add(&mut methods);
         rpc::add(&mut methods);
         system::add(&mut methods);
         methods

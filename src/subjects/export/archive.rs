@@ -81,7 +81,7 @@ pub async fn archive(
     let manifest = |files| Signed::sign(records.log(), Manifest { head: head.clone(), files });
     let (unnamed, files) = tokio::task::block_in_place(|| written.close(&head, around, manifest))?;
     let bytes = unnamed.file().and_then(|file| file.metadata()).map_err(Error::internal)?.len();
-    enter(records, by, &subject).await?;
+    enter(records, by, asked, &subject).await?;
     match tokio::task::block_in_place(|| unnamed.publish(target)) {
         Ok(()) => Ok(Summary { counts, files, bytes }),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(exists()),

@@ -109,7 +109,9 @@ impl<'a> Cell<'a> {
     pub(super) fn write(self, out: &mut Vec<u8>) -> Result<()> {
         match self.oid {
             oid::BOOL => out.extend_from_slice(if self.bytes == [0] { b"false" } else { b"true" }),
-            oid::INT2 | oid::INT4 | oid::INT8 => write!(out, "{}", self.number()?).map_err(Error::internal)?,
+            oid::INT2 | oid::INT4 | oid::INT8 => {
+                write!(out, "{}", self.number()?).map_err(Error::internal)?
+            }
             oid::TEXT => quote(self.text()?, out)?,
             oid::JSON | oid::JSONB => out.extend_from_slice(self.json()?.as_bytes()),
             oid::TIMESTAMPTZ => {
@@ -123,7 +125,9 @@ impl<'a> Cell<'a> {
                 out.extend(self.bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]));
                 out.push(b'"');
             }
-            other => return Err(Error::internal(format!("the export does not know the type with number {other}"))),
+            other => {
+                return Err(Error::internal(format!("the export does not know the type with number {other}")));
+            }
         }
         Ok(())
     }

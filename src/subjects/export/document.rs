@@ -85,12 +85,15 @@ pub async fn document(
         return Err(too_large(max));
     }
     let document = Signed::sign(records.log(), Body(body))?;
-    enter(records, by, &subject).await?;
+    enter(records, by, asked, &subject).await?;
     Ok(document)
 }
 
 fn too_large(max: u64) -> Error {
-    Error::TooLarge { what: "what is held about this person (`sidekeep export` writes it to a file)".into(), max }
+    Error::TooLarge {
+        what: "what is held about this person (`sidekeep export` writes it to a file)".into(),
+        max,
+    }
 }
 
 fn body(
@@ -135,7 +138,8 @@ fn nest(items: &str, pieces: &str, name: &str, within: Within) -> Result<String>
         by_key.entry(member(piece, within.member)?).or_default().push(piece);
     }
     let nested = lines(items).map(|item| {
-        let pieces = by_key.get(&member(item, within.key)?).map(|pieces| pieces.join(",")).unwrap_or_default();
+        let pieces =
+            by_key.get(&member(item, within.key)?).map(|pieces| pieces.join(",")).unwrap_or_default();
         let open = item.strip_suffix('}').ok_or_else(|| Error::internal("an item that is no object"))?;
         Ok(format!("{open},\"{name}\":[{pieces}]}}"))
     });

@@ -23,13 +23,14 @@ pub use document::{Document, document};
 
 use self::cells::Cells;
 use self::part::{Items, Owner, Part};
-use crate::audit::By;
+use super::request::{Done, attach};
+use crate::audit::{By, SUBJECT};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::keyring::{Person, Subject};
-use crate::records::Records;
+use crate::records::{Records, Take};
 use crate::store::{Connection, migrations};
-use crate::values::UserId;
+use crate::values::{RecordId, UserId};
 
 /// The form of documents and archives.
 const FORMAT: &str = "sidekeep-export/1";
@@ -40,6 +41,9 @@ const CHUNK: usize = 128 * 1024;
 /// The longest notice.
 const NOTICE: u64 = 1024 * 1024;
 
+/// Nobody has this user id, or no longer.
+const GONE: Error = Error::NotFound { what: "subject" };
+
 /// Parameters of `subject.export`.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -49,6 +53,8 @@ pub struct Export {
     /// All that is held (GDPR Art. 15), or what the person provided (Art. 20).
     #[serde(default)]
     pub scope: Scope,
+    /// The request of the person's that this answers; that it was exported is noted there.
+    pub request_id: Option<RecordId>,
 }
 
 /// How much of it.
@@ -151,14 +157,9 @@ trait Sink: Send {
 ///
 /// # Errors
 /// [`Error::NotFound`].
-async fn find(
-    connection: &mut Connection,
-    records: &Records,
-    by: &By,
-    user_id: &UserId,
-) -> Result<Subject> {
+async fn find(connection: &mut Connection, records: &Records, by: &By, user_id: &UserId) -> Result<Subject> {
     let found = Person::find(connection, &[user_id.as_str()]).await?.into_iter().next();
-    let subject = records.keyring().open(found.ok_or(Error::NotFound { what: "subject" })?)?;
+    let subject = records.keyring().open(found.ok_or(GONE)?)?;
     by.concerns(&subject.user_id);
     Ok(subject)
 }
@@ -199,7 +200,10 @@ async fn stream<S: Sink>(
             }
         }
         if items != counted {
-            return Err(Error::internal(format!("{}: {counted} items were counted, {items} read", part.name)));
+            return Err(Error::internal(format!(
+                "{}: {counted} items were counted, {items} read",
+                part.name
+            )));
         }
         if !lines.is_empty() {
             sink.items(lines).await?;
@@ -219,25 +223,21 @@ async fn count(connection: &mut Connection, subject: &Subject, part: &Part) -> R
     Ok(items)
 }
 
-/// Enters the export in the log, before anybody gets it. Somebody who was erased meanwhile is not found: what was read is
-/// thrown away.
-async fn enter(records: &Records, by: &By, subject: &Subject) -> Result<()> {
-    by.about("user", crate::audit::SUBJECT);
+/// Enters the export in the log, and with the request that it answers, before anybody gets it. Somebody who was erased meanwhile
+/// is not found: what was read is thrown away.
+async fn enter(records: &Records, by: &By, asked: &Export, exported: &Subject) -> Result<()> {
+    let person = (&asked.user_id, Take::Share);
     let entered = records
-        .entered(by, async || {
-            let user_id = UserId::parse(subject.user_id.as_str()).map_err(Error::internal)?;
-            records
-                .store()
-                .transact(&by.deadline, by.method, async |tx| {
-                    let person = Person::share(tx, &user_id).await?;
-                    let Some(person) = person.filter(|person| person.subject_id() == subject.id) else {
-                        return Ok(None);
-                    };
-                    let subject = records.keyring().open(person)?;
-                    Ok(Some(((), records.log().stage(tx, by, &subject).await?)))
-                })
-                .await
+        .write_known_taking(by, person, &async |tx: &mut Connection, subject: &Subject| {
+            by.about("subject", SUBJECT);
+            if subject.id != exported.id {
+                return Err(GONE);
+            }
+            if let Some(request_id) = &asked.request_id {
+                attach(tx, request_id, subject.id, Done { method: by.method, id: None }).await?;
+            }
+            Ok(())
         })
         .await?;
-    entered.ok_or(Error::NotFound { what: "subject" })
+    entered.ok_or(GONE)
 }

@@ -25,13 +25,23 @@ fn words(part: &str) -> (&str, &str) {
         "profile" => ("Profile", "Who you are in the application."),
         "preferences" => ("Preferences", "What you have set."),
         "consents" => ("Consents", "What you agreed to or withdrew, and when."),
-        "conversations" => ("Conversations", "Your conversations with the application. What was said is under Messages."),
-        "messages" => ("Messages", "What was said in your conversations, each message with its conversation's id."),
-        "person" => ("Person", "That you are known, since when, and whether the use of your data is restricted."),
+        "conversations" => {
+            ("Conversations", "Your conversations with the application. What was said is under Messages.")
+        }
+        "messages" => {
+            ("Messages", "What was said in your conversations, each message with its conversation's id.")
+        }
+        "person" => {
+            ("Person", "That you are known, since when, and whether the use of your data is restricted.")
+        }
         "holds" => ("Legal holds", "Orders that forbid to delete your data, and why."),
         "requests" => ("Requests", "What you asked for, and what became of it."),
-        "audit_entries" => ("Log", "What was done by you and with your data. Other people are only called other."),
-        "accesses" => ("Accesses", "Who read or changed your data, when and why. Other people are only called other."),
+        "audit_entries" => {
+            ("Log", "What was done by you and with your data. Other people are only called other.")
+        }
+        "accesses" => {
+            ("Accesses", "Who read or changed your data, when and why. Other people are only called other.")
+        }
         _ => (part, ""),
     }
 }
@@ -285,7 +295,9 @@ mod tests {
                  </li><li>x&quot;&lt;script&gt;é</li><li><dl></dl></li></ul></dd><dt>o</dt><dd>no</dd></dl></dd></dl></li>\n"
             )
         );
-        for bad in ["", "{", "{\"a\":}", "{\"a\":1", "[1 2]", "{\"a\" 1}", "x", "\"open", "{} {}", "{\"a\":\"\\"] {
+        for bad in
+            ["", "{", "{\"a\":}", "{\"a\":1", "[1 2]", "{\"a\" 1}", "x", "\"open", "{} {}", "{\"a\":\"\\"]
+        {
             assert_eq!(shown(bad), None, "{bad}");
         }
     }

@@ -167,9 +167,7 @@ impl Statement {
                 "subject_id = $1".to_owned(),
                 "actor_id = $1 AND subject_id IS DISTINCT FROM $1".to_owned(),
             ],
-            Whose::Subject | Whose::Through { .. } | Whose::Nobody => {
-                table.condition().into_iter().collect()
-            }
+            Whose::Subject | Whose::Through { .. } | Whose::Nobody => table.condition().into_iter().collect(),
         };
         conditions.iter().map(|condition| Self::new(table, condition, false)).collect()
     }
