@@ -192,7 +192,7 @@ impl Records {
 
     /// Runs a change that stages its entry, and hands the entry over once it is committed. Begins anew where the actor has
     /// first to be created.
-    async fn entered<T, F, R>(&self, by: &By, change: F) -> Result<Option<T>>
+    pub(crate) async fn entered<T, F, R>(&self, by: &By, change: F) -> Result<Option<T>>
     where
         F: Fn() -> R,
         R: Future<Output = Result<Option<(T, Staged)>>> + Send,
