@@ -138,6 +138,11 @@ impl Draft {
         1024_usize.saturating_add(metadata.saturating_mul(2))
     }
 
+    /// Leaves out address and program, which there is nobody to seal for.
+    pub(super) fn forget_client(&mut self) {
+        self.client = None;
+    }
+
     /// The persons it names.
     pub fn people(&self) -> impl Iterator<Item = &UserId> {
         [self.actor.as_ref(), self.subject.as_ref()].into_iter().flatten()

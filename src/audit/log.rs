@@ -17,7 +17,7 @@ use crate::config::Audit;
 use crate::error::{Error, Result};
 use crate::keyring::{Keyring, Person, SigningKey, Subject};
 use crate::store::{Connection, Deadline, Store};
-use crate::values::UserId;
+use crate::values::{RecordId, UserId};
 
 /// The log of one deployment.
 #[derive(Debug)]
@@ -158,14 +158,45 @@ impl Log {
         if !by.stages {
             return Ok(None);
         }
-        let mut known = HashMap::new();
         if let Some(subject) = subject {
             by.concerns(&subject.user_id);
-            let found = Known { subject: Arc::new(subject.clone()), wrapped_key: Vec::new() };
-            known.insert(subject.user_id.clone(), found);
         }
-        let draft = by.draft(Outcome::Success)?;
-        if let Some(actor) = by.actor.as_ref().filter(|actor| !known.contains_key(actor.as_str())) {
+        self.stage_draft(tx, by, by.draft(Outcome::Success)?, subject.cloned()).await
+    }
+
+    /// Stages the entry of an erasure in its transaction, whatever `audit.access` says: without it a key that is gone is one
+    /// that somebody has taken. It bears the person's number, and nothing under the person's key. Whose address it came from
+    /// is kept where that is another person's, who has a key to seal it with.
+    ///
+    /// # Errors
+    /// As [`Log::stage`].
+    pub async fn stage_erasure(
+        &self,
+        tx: &mut Connection,
+        by: &By,
+        erased: &Subject,
+        entry_id: &RecordId,
+    ) -> Result<Staged> {
+        by.concerns(&erased.user_id);
+        let mut draft = by.draft(Outcome::Success)?;
+        draft.entry.id = entry_id.as_str().to_owned();
+        if by.actor.as_ref().is_none_or(|actor| actor.as_str() == erased.user_id) {
+            draft.forget_client();
+        }
+        let nobody = Subject { key: self.keyring.own()?.key.clone(), ..erased.clone() };
+        self.stage_draft(tx, by, draft, Some(nobody)).await
+    }
+
+    async fn stage_draft(
+        &self,
+        tx: &mut Connection,
+        by: &By,
+        draft: Draft,
+        subject: Option<Subject>,
+    ) -> Result<Staged> {
+        let mut known = HashMap::new();
+        let user_id = subject.as_ref().map(|subject| subject.user_id.clone());
+        if let Some(actor) = by.actor.as_ref().filter(|actor| Some(actor.as_str()) != user_id.as_deref()) {
             let found = Person::find(tx, &[actor.as_str()]).await?;
             let Some(person) = found.into_iter().next() else {
                 return Err(Error::internal(UnknownActor(actor.clone())));
@@ -173,6 +204,10 @@ impl Log {
             let actor_known =
                 Known { subject: Arc::new(self.keyring.open(person)?), wrapped_key: Vec::new() };
             known.insert(actor.as_str().to_owned(), actor_known);
+        }
+        if let Some(subject) = subject {
+            let found = Known { subject: Arc::new(subject), wrapped_key: Vec::new() };
+            known.insert(found.subject.user_id.clone(), found);
         }
         let own = self.keyring.own()?;
         let sealed = staged::stage(tx, own, draft.seal(&known, own)?).await?;

@@ -378,6 +378,11 @@ impl Person {
         &self.wrapped_key
     }
 
+    /// Whether processing is restricted.
+    pub fn is_restricted(&self) -> bool {
+        self.restricted_at.is_some()
+    }
+
     /// Which key-encryption key wraps the person's key.
     pub fn kek_id(&self) -> &str {
         &self.kek_id

@@ -2,12 +2,15 @@
 //!
 //! Never lists tables of its own: what belongs to a person is said once, in [`selector`].
 
+pub mod certificate;
 pub mod document;
+pub mod erase;
 pub mod export;
 pub mod hold;
 pub mod request;
 pub mod restrict;
 pub mod selector;
+pub mod status;
 
 use crate::error::{Error, Result};
 use crate::values::UserId;

@@ -26,6 +26,8 @@ pub const JOB_RUNS: &str = "sidekeep_job_runs_total";
 pub const JOB_DURATION: &str = "sidekeep_job_duration_seconds";
 /// How long ago the last run of a job ended, by `job`.
 pub const JOB_AGE: &str = "sidekeep_job_age_seconds";
+/// How many requests of people are open: all, those due within seven days, those overdue.
+pub const REQUESTS: &str = "sidekeep_requests";
 /// Always 1, with the `version` that runs.
 pub const BUILD_INFO: &str = "sidekeep_build_info";
 
@@ -59,6 +61,7 @@ fn describe() {
     describe_counter!(JOB_RUNS, "Runs of jobs that ended here, by job and outcome.");
     describe_histogram!(JOB_DURATION, Unit::Seconds, "How long runs of jobs took, by job.");
     describe_gauge!(JOB_AGE, Unit::Seconds, "How long ago the last run of a job ended, by job.");
+    describe_gauge!(REQUESTS, Unit::Count, "Open requests of people: all, due within seven days, overdue.");
     describe_gauge!(BUILD_INFO, "Always 1; the version that runs.");
     gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
 }

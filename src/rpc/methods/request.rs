@@ -1,5 +1,6 @@
 //! `request.*`: the register of what people have asked for.
 
+use super::subject_holds::RIGHT;
 use super::{About, Methods};
 use crate::subjects::request::{self, Close, Extend, List, Open};
 
@@ -24,14 +25,13 @@ const CLOSED: &str = r#"{"id":"request-1","user_id":null,"kind":"erasure","chann
 
 pub(super) fn add(methods: &mut Methods) {
     methods.add(
-        About::write(
+        About { errors: RIGHT, ..About::write(
             "request.open",
             "Enters what a person asks for. It is due one calendar month after it was received (UTC); where that month has no such day, on its last.",
             (
                 r#"{"user_id":"user:alice","kind":"erasure","received_at":"2026-01-31T09:30:00Z","channel":"email","id":"request-1"}"#,
                 OPENED,
-            ),
-        ),
+            ),) },
         |call, given: Open| async move {
             let opened = request::open(&call.app.records, &call.by, &given).await;
             call.app.pressing.changed();
@@ -39,7 +39,7 @@ pub(super) fn add(methods: &mut Methods) {
         },
     );
     methods.add(
-        About::read(
+        About { errors: RIGHT, ..About::read(
             "request.list",
             "A page of the register, the request received last first. After an erasure a request says what was done, and not for whom.",
             (
@@ -51,19 +51,17 @@ pub(super) fn add(methods: &mut Methods) {
                     ),
                     r#"],"next_cursor":null}"#
                 ),
-            ),
-        ),
+            ),) },
         |call, list: List| async move {
             let max = call.app.config.limits.max_answer_bytes.bytes();
             request::list(&call.app.records, &call.by, &list, max).await
         },
     );
     methods.add(
-        About::write(
+        About { errors: RIGHT, ..About::write(
             "request.extend",
             "Extends the time by two further months, to three after receipt; only within the first month, and once.",
-            (r#"{"id":"request-1","reason":"many records"}"#, EXTENDED),
-        ),
+            (r#"{"id":"request-1","reason":"many records"}"#, EXTENDED),) },
         |call, given: Extend| async move {
             let extended = request::extend(&call.app.records, &call.by, &given).await;
             call.app.pressing.changed();
@@ -71,11 +69,14 @@ pub(super) fn add(methods: &mut Methods) {
         },
     );
     methods.add(
-        About::write(
-            "request.close",
-            "Closes a request with its outcome, a code of your own.",
-            (r#"{"id":"request-1","outcome":"done"}"#, CLOSED),
-        ),
+        About {
+            errors: RIGHT,
+            ..About::write(
+                "request.close",
+                "Closes a request with its outcome, a code of your own.",
+                (r#"{"id":"request-1","outcome":"done"}"#, CLOSED),
+            )
+        },
         |call, given: Close| async move {
             let closed = request::close(&call.app.records, &call.by, &given).await;
             call.app.pressing.changed();

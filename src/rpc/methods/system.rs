@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::jobs::{JOBS, Job, JobRun, RunState};
 use crate::rpc::call::Call;
 use crate::rpc::params::None;
+use crate::subjects::request::Counts;
 
 /// A look at the server that is older than this says nothing of it.
 const STALE: Duration = Duration::from_secs(20);
@@ -70,6 +71,8 @@ struct Report {
     database: DatabaseReport,
     /// What each job ran last, by its name.
     jobs: BTreeMap<&'static str, JobReport>,
+    /// The requests of people that are open; null until they were counted.
+    requests: Option<Counts>,
     /// The ids of the key-encryption keys, the active one first.
     kek_ids: Vec<String>,
     /// The least that is logged.
@@ -177,7 +180,7 @@ pub(super) fn add(methods: &mut Methods) {
         About::own(
             "system.status",
             "Version, uptime, calls, pool and what PostgreSQL last said of itself.",
-            ("{}", r#"{"version":"0.1.0","deployment":"sidekeep","uptime_seconds":12,"health":{"status":"ok","checks":{"database":{"status":"ok","message":null},"drain":{"status":"ok","message":null},"jobs":{"status":"ok","message":null}}},"connections":{"open":1,"max":10000},"calls":{"in_flight":0,"max":4096,"draining":false},"audit_queue":0,"pool":{"max":8,"open":1,"free":1,"waiting":0},"database":{"version":"150018","in_recovery":false,"synchronous_standby_names":"","synchronous_standbys":0,"age_seconds":1},"jobs":{},"kek_ids":["6c1b9f0d2a7e4835"],"log_level":"info","reload_error":null}"#),
+            ("{}", r#"{"version":"0.1.0","deployment":"sidekeep","uptime_seconds":12,"health":{"status":"ok","checks":{"database":{"status":"ok","message":null},"drain":{"status":"ok","message":null},"jobs":{"status":"ok","message":null}}},"connections":{"open":1,"max":10000},"calls":{"in_flight":0,"max":4096,"draining":false},"audit_queue":0,"pool":{"max":8,"open":1,"free":1,"waiting":0},"database":{"version":"150018","in_recovery":false,"synchronous_standby_names":"","synchronous_standbys":0,"age_seconds":1},"jobs":{},"requests":{"open":3,"due_soon":1,"overdue":0},"kek_ids":["6c1b9f0d2a7e4835"],"log_level":"info","reload_error":null}"#),
         ),
         |call, _: None| async move { Ok(report(&call)) },
     );
@@ -316,6 +319,7 @@ fn report(call: &Call) -> Report {
             age_seconds,
         },
         jobs: job_reports(call),
+        requests: call.app.pressing.seen(),
         kek_ids: call.app.records.keyring().kek_ids().map(str::to_owned).collect(),
         log_level: call.app.telemetry.level(),
         reload_error: call.app.reload_error(),
@@ -331,6 +335,14 @@ fn gauges(call: &Call) {
     metrics::gauge!(crate::telemetry::POOL_CONNECTIONS, "state" => "waiting").set(number(pool.waiting));
     metrics::gauge!(crate::telemetry::CONNECTIONS).set(number(call.calls.connections()));
     metrics::gauge!(crate::telemetry::CALLS_IN_FLIGHT).set(number(call.calls.in_flight()));
+    if let Some(requests) = call.app.pressing.seen() {
+        let states =
+            [("open", requests.open), ("due_soon", requests.due_soon), ("overdue", requests.overdue)];
+        for (state, count) in states {
+            let count = usize::try_from(count).unwrap_or(usize::MAX);
+            metrics::gauge!(crate::telemetry::REQUESTS, "state" => state).set(number(count));
+        }
+    }
     for (name, last) in call.calls.jobs().ended() {
         metrics::gauge!(crate::telemetry::JOB_AGE, "job" => name).set(last.age().as_secs_f64());
     }
