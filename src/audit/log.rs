@@ -195,8 +195,11 @@ impl Log {
         subject: Option<Subject>,
     ) -> Result<Staged> {
         let mut known = HashMap::new();
-        let user_id = subject.as_ref().map(|subject| subject.user_id.clone());
-        if let Some(actor) = by.actor.as_ref().filter(|actor| Some(actor.as_str()) != user_id.as_deref()) {
+        if let Some(subject) = subject {
+            let user_id = subject.user_id.clone();
+            known.insert(user_id, Known { subject: Arc::new(subject), wrapped_key: Vec::new() });
+        }
+        if let Some(actor) = by.actor.as_ref().filter(|actor| !known.contains_key(actor.as_str())) {
             let found = Person::find(tx, &[actor.as_str()]).await?;
             let Some(person) = found.into_iter().next() else {
                 return Err(Error::internal(UnknownActor(actor.clone())));
@@ -204,10 +207,6 @@ impl Log {
             let actor_known =
                 Known { subject: Arc::new(self.keyring.open(person)?), wrapped_key: Vec::new() };
             known.insert(actor.as_str().to_owned(), actor_known);
-        }
-        if let Some(subject) = subject {
-            let found = Known { subject: Arc::new(subject), wrapped_key: Vec::new() };
-            known.insert(found.subject.user_id.clone(), found);
         }
         let own = self.keyring.own()?;
         let sealed = staged::stage(tx, own, draft.seal(&known, own)?).await?;

@@ -15,6 +15,8 @@ use serde::{Deserialize, Serialize};
 
 use super::certificate::{Body, Certificate, Counts, FORMAT, Kept, Reason, Salt, UNKNOWN};
 use super::document::{Signed, canonical};
+use super::impersonal;
+use super::request::{Done, attach};
 use super::selector::{Erasure, SCHEMA, TABLES, Table};
 use crate::audit::merkle::Hash;
 use crate::audit::{By, SUBJECT, Staged};
@@ -49,6 +51,8 @@ pub struct Erase {
     pub id: Option<RecordId>,
     /// What ties the certificate to the user id; drawn where it is not given.
     pub salt: Option<Salt>,
+    /// The request of the person's that this answers; the certificate's id is noted there.
+    pub request_id: Option<RecordId>,
     /// Change nothing, and only count.
     #[serde(default)]
     pub dry_run: bool,
@@ -121,9 +125,7 @@ pub async fn erase(records: &Records, config: &Config, by: &By, asked: &Erase) -
     if asked.dry_run {
         return foresee(records, config, by, asked).await.map(Erased::Counted);
     }
-    if asked.id.as_ref().is_some_and(|id| id.as_str() == asked.user_id.as_str()) {
-        return Err(Error::invalid("id", "is the person's user id, which the certificate must not hold"));
-    }
+    impersonal(&asked.user_id, "id", asked.id.as_ref().map(RecordId::as_str))?;
     // Before anything is erased: an erasure without its certificate cannot exist.
     records.log().signer()?;
     let attempt = Attempt {
@@ -140,7 +142,7 @@ pub async fn erase(records: &Records, config: &Config, by: &By, asked: &Erase) -
             records.store().transact(&by.deadline, by.method, async |tx| attempt.run(tx).await).await
         })
         .await?;
-    Ok(Erased::Certified(Box::new(erased.ok_or(Error::NotFound { what: "person" })?)))
+    Ok(Erased::Certified(Box::new(erased.ok_or(Error::NotFound { what: "subject" })?)))
 }
 
 impl Attempt<'_> {
@@ -163,6 +165,10 @@ impl Attempt<'_> {
             rows.extend(table.counted.map(|name| (name, gone.rows)));
         }
         self.refuse(tx).await?;
+        if let Some(request_id) = &self.asked.request_id {
+            let done = Done { method: self.by.method, id: Some(self.id.as_str()) };
+            attach(tx, request_id, subject_id, done).await?;
+        }
         let erased_at = diesel::select(sql::<Timestamptz>("clock_timestamp()")).get_result(tx).await?;
         let signed = Signed::sign(self.records.log(), self.body(&rows, erased_at, kek_id)?)?;
         self.by.about("erasure", self.id.as_str());
@@ -273,7 +279,7 @@ async fn foresee(records: &Records, config: &Config, by: &By, asked: &Erase) -> 
         .store()
         .snapshot(&by.deadline, "subject.erase.dry_run", async |connection| {
             let found = Person::find(connection, &[asked.user_id.as_str()]).await?;
-            let person = found.into_iter().next().ok_or(Error::NotFound { what: "person" })?;
+            let person = found.into_iter().next().ok_or(Error::NotFound { what: "subject" })?;
             by.concerns(asked.user_id.as_str());
             by.about("dry_run", SUBJECT);
             unheld(connection, person.subject_id()).await?;

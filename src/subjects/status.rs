@@ -56,7 +56,7 @@ pub async fn status(records: &Records, by: &By, user_id: &UserId) -> Result<Stat
             let row =
                 subjects::table.filter(subjects::user_id.eq(user_id.as_str())).select(Person::as_select());
             let person: Option<Person> = row.first(connection).await.optional()?;
-            let person = person.ok_or(Error::NotFound { what: "person" })?;
+            let person = person.ok_or(Error::NotFound { what: "subject" })?;
             by.concerns(user_id.as_str());
             by.about("user", SUBJECT);
             let mut rows = count(connection, person.subject_id(), |_| true).await?;
