@@ -26,7 +26,8 @@ use crate::store::schema::{audit_logs, subjects};
 use crate::values::{Limit, Page, UserId, decode, encode};
 
 /// Methods that may show many people's data at once: their entries name nobody unless the caller did.
-pub const ACROSS: [&str; 4] = ["audit.query", "audit.tail", "request.list", "subject.holds"];
+/// As the index on them says it (`audit_logs_across`), which is used only for these very words.
+pub const ACROSS: &str = "action IN ('audit.query', 'audit.tail', 'request.list', 'subject.holds')";
 
 /// Parameters of `subject.accesses`.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -186,7 +187,7 @@ pub fn across<'a>(subject_id: i64, since: DateTime<Utc>) -> Rows<'a> {
     let also = serde_json::json!({ ALSO: subject_id.to_string() });
     let also = sql::<Bool>("labels @> ").bind::<Jsonb, _>(also);
     audit_logs::table
-        .filter(audit_logs::action.eq_any(ACROSS))
+        .filter(sql::<Bool>(ACROSS))
         .filter(audit_logs::recorded_at.ge(since))
         .filter(audit_logs::subject_id.is_null().or(also))
         // What an application appends under such a name is its own affair.

@@ -140,7 +140,7 @@ fn unzip(path: &Path) -> BTreeMap<String, String> {
         let mut file = archive.by_index(index).unwrap();
         let mut text = String::new();
         file.read_to_string(&mut text).unwrap();
-        assert!(files.insert(file.name().to_owned(), text).is_none());
+        assert!(files.insert(file.name().unwrap().into_owned(), text).is_none());
     }
     let manifest: Value = serde_json::from_str(&files["manifest.json"]).unwrap();
     document::verify(&manifest).unwrap();
@@ -260,11 +260,12 @@ fn portability_is_what_the_person_provided_and_the_unknown_are_not_found() {
 #[test]
 fn what_does_not_fit_or_does_not_open_is_not_exported_in_part() {
     let world = World::new();
-    let daemon = world.start_with("limits.max_answer_bytes = \"64KiB\"\n");
+    let daemon = world.start_with("limits.max_record_bytes = \"64KiB\"\nlimits.max_answer_bytes = \"72KiB\"\n");
     let mut client = daemon.client();
-    client.ok("preferences.set", json!({ "user_id": PERSON, "preferences": "x".repeat(70_000) }));
+    client.ok("preferences.set", json!({ "user_id": PERSON, "preferences": "x".repeat(60_000) }));
+    client.ok("conversation.create", json!({ "user_id": PERSON, "title": "y".repeat(1000), "metadata": "z".repeat(60_000) }));
     let error = client.err("subject.export", json!({ "user_id": PERSON }));
-    assert_eq!((error.kind(), &error.data["max"]), ("too_large", &json!(65_536)));
+    assert_eq!((error.kind(), &error.data["max"]), ("too_large", &json!(73_728)));
     assert!(error.message.contains("sidekeep export"), "{error:?}");
     let directory = directory(&world);
     assert_ok(&export(&daemon, PERSON, &directory.join("large.zip"), &[]));
@@ -404,6 +405,7 @@ fn an_export_that_is_killed_or_loses_postgresql_leaves_nothing() {
     // A server that was only restarted is asked again: the export is whole.
     cluster.up();
     daemon.wait_ready();
+    daemon.ok("audit.append", json!({ "action": "one more", "user_id": PERSON }));
     assert_ok(&export(&daemon, PERSON, &directory.join("whole.zip"), &[]));
     let files = unzip(&directory.join("whole.zip"));
     assert!(files["pages/audit_entries-000015.html"].contains("Next page"), "a page leads to the next");

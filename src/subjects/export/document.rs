@@ -110,6 +110,8 @@ fn body(
     for (name, items) in gathered.parts {
         found.insert(name, String::from_utf8(items).map_err(Error::internal)?);
     }
+    // An answer is one line.
+    let one_line = |items: &str| items.replace('\n', "");
     let notice = serde_json::to_string(&around.notice).map_err(Error::internal)?;
     text.push_str(&format!(",\"notice\":{notice}"));
     for part in parts.iter().filter(|part| part.within.is_none()) {
@@ -122,8 +124,8 @@ fn body(
         }
         let items = match (part.one, items.is_empty()) {
             (true, true) => "null".to_owned(),
-            (true, false) => items.into_owned(),
-            (false, _) => format!("[{items}]"),
+            (true, false) => one_line(&items),
+            (false, _) => format!("[{}]", one_line(&items)),
         };
         text.push_str(&format!(",\"{}\":{items}", part.name));
     }

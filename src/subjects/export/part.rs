@@ -174,15 +174,13 @@ impl Statement {
 
     /// What the log says of calls that named the person, and of those that may have shown the person among others.
     fn accesses(table: &'static Table) -> Vec<Self> {
-        let across: Vec<String> = ACROSS.iter().map(|method| format!("'{method}'")).collect();
         let since = format!("(SELECT created_at FROM {SCHEMA}.subjects WHERE subject_id = $1)");
         let mut conditions = vec![format!("subject_id = $1 AND labels ? '{METHOD}'")];
         // Reads are never staged.
         if table.name != STAGED {
             conditions.push(format!(
-                "action IN ({}) AND recorded_at >= {since} AND labels ->> '{METHOD}' = action \
-                 AND (subject_id IS NULL OR labels ->> '{ALSO}' = $1::text)",
-                across.join(", ")
+                "{ACROSS} AND recorded_at >= {since} AND labels ->> '{METHOD}' = action \
+                 AND (subject_id IS NULL OR labels ->> '{ALSO}' = $1::text)"
             ));
         }
         conditions.iter().map(|condition| Self::new(table, condition, true)).collect()
@@ -355,7 +353,7 @@ impl Column {
             (Whose::Named, "resource_id") => (column, Role::Resource),
             (Whose::Named, "labels") => (column, Role::Labels),
             // The person's number is said once, with the person.
-            (Whose::Subject, "subject_id") if table.identity.is_empty() => (column, Role::Unsaid),
+            (Whose::Subject, "subject_id") if !table.identity.contains(&"user_id") => (column, Role::Unsaid),
             _ => (column, Role::Clear),
         };
         Self { column, member, role }
