@@ -295,9 +295,7 @@ pub async fn open_log(
     end: &CancellationToken,
 ) -> Result<Arc<Log>, OpenError> {
     let keyring = Arc::new(Keyring::new(config.deployment.name.as_str(), read_keks(config)?));
-    let store = Arc::new(Store::new(&config.database, &config::database_url(config)?, tracker.clone())?);
-    let (watched, watching) = (store.clone(), end.clone());
-    tracker.spawn(async move { watched.observe(watching).await });
+    let store = open_store(config, tracker, end)?;
     let deadline = Deadline::after(config.limits.call_timeout.duration(), end.clone());
     keyring.check(&store, &deadline).await?;
     Ok(Arc::new(Log::reader(store, keyring, read_signers(config)?)))
@@ -323,6 +321,21 @@ pub async fn open_alone(
     keyring.check(&store, &deadline).await?;
     let log = Arc::new(Log::reader(store.clone(), keyring.clone(), read_signers(config)?));
     Ok(Records::new(store, keyring, log, config.limits.clone()))
+}
+
+/// Opens the database, without a daemon and without keys.
+///
+/// # Errors
+/// As [`App::open`].
+pub fn open_store(
+    config: &Config,
+    tracker: &TaskTracker,
+    end: &CancellationToken,
+) -> Result<Arc<Store>, OpenError> {
+    let store = Arc::new(Store::new(&config.database, &config::database_url(config)?, tracker.clone())?);
+    let (watched, watching) = (store.clone(), end.clone());
+    tracker.spawn(async move { watched.observe(watching).await });
+    Ok(store)
 }
 
 fn read_signers(config: &Config) -> Result<Vec<SigningKey>, OpenError> {

@@ -7,9 +7,11 @@ use clap::{Parser, Subcommand};
 pub use exit::{exit_code, message};
 
 mod call;
+mod certificate;
 mod client;
 mod completions;
 mod config;
+mod data_map;
 mod dev;
 mod exit;
 mod export;
@@ -20,6 +22,7 @@ mod man;
 mod migrate;
 mod openrpc;
 mod output;
+mod request;
 mod serve;
 mod setup;
 mod signing;
@@ -63,9 +66,12 @@ enum Command {
     Health(health::Args),
     Status(status::Args),
     Subject(subject::Args),
+    Request(request::Args),
     Config(config::Args),
     Keyring(keyring::Args),
     Signing(signing::Args),
+    Certificate(certificate::Args),
+    DataMap(data_map::Args),
     Verify(verify::Args),
     Export(export::Args),
     Openrpc(openrpc::Args),
@@ -88,9 +94,12 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Health(args) => health::run(args, &global),
         Command::Status(args) => status::run(args, &global),
         Command::Subject(args) => subject::run(args, &global),
+        Command::Request(args) => request::run(args, &global),
         Command::Config(args) => config::run(args, &global),
         Command::Keyring(args) => keyring::run(args),
         Command::Signing(args) => signing::run(args, &global),
+        Command::Certificate(args) => certificate::run(args, &global),
+        Command::DataMap(args) => data_map::run(args, &global),
         Command::Verify(args) => verify::run(args, &global),
         Command::Export(args) => export::run(&args, &global),
         Command::Openrpc(args) => openrpc::run(args),

@@ -1,13 +1,17 @@
 //! `sidekeep subject …`: the rights of a person, each through the running daemon.
 
 mod accesses;
+mod erase;
+mod find;
+mod holds;
+mod restrict;
 
 use clap::Subcommand;
 
 use super::Global;
 use super::exit::{Code, coded};
 
-/// See who accessed a person's data
+/// Do what the law lets a person ask for, or somebody ask about a person
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(subcommand)]
@@ -17,11 +21,27 @@ pub(super) struct Args {
 #[derive(Debug, Subcommand)]
 enum Command {
     Accesses(accesses::Args),
+    Erase(erase::Erase),
+    Status(erase::Status),
+    Hold(holds::Hold),
+    Release(holds::Release),
+    Holds(holds::List),
+    Restrict(restrict::Restrict),
+    Unrestrict(restrict::Unrestrict),
+    Find(find::Args),
 }
 
 pub(super) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
     match args.command {
         Command::Accesses(args) => accesses::run(&args, global),
+        Command::Erase(args) => erase::erase(&args, global),
+        Command::Status(args) => erase::status(&args, global),
+        Command::Hold(args) => holds::hold(&args, global),
+        Command::Release(args) => holds::release(&args, global),
+        Command::Holds(args) => holds::list(&args, global),
+        Command::Restrict(args) => restrict::restrict(&args, global),
+        Command::Unrestrict(args) => restrict::unrestrict(&args, global),
+        Command::Find(args) => find::run(&args, global),
     }
 }
 

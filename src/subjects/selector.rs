@@ -261,6 +261,7 @@ pub const TABLES: &[Table] = &[
             "active_at",
         ],
     },
+    // An open one keeps its person, so an erasure meets released ones alone.
     Table {
         name: "legal_holds",
         whose: Whose::Subject,

@@ -11,7 +11,7 @@ use crate::support::{World, sidekeep};
 const SNAPSHOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/snapshots/openrpc.json");
 
 /// The methods with state, in an order in which each finds what its example names.
-const ORDER: [&str; 32] = [
+const ORDER: [&str; 33] = [
     "profile.create",
     "profile.get",
     "profile.update",
@@ -44,8 +44,10 @@ const ORDER: [&str; 32] = [
     "job.run",
     "job.list",
     "job.history",
+    "subject.status",
 ];
-const LAST: [&str; 2] = ["conversation.update", "conversation.delete"];
+const LAST: [&str; 4] =
+    ["conversation.update", "conversation.delete", "subject.erase", "subject.certificate"];
 
 pub fn document() -> Value {
     let printed = sidekeep(&["openrpc"]);

@@ -19,6 +19,8 @@ mod bad_input;
 mod commands;
 mod dev;
 mod discover;
+mod erasure;
+mod erasure_faults;
 mod export;
 mod faults;
 mod jobs;
