@@ -89,7 +89,9 @@ fn append(user_id: &str, entries: u32, daemon: &Daemon) -> anyhow::Result<()> {
                 anyhow::Ok(())
             }));
         }
-        threads.into_iter().try_for_each(|thread| thread.join().unwrap_or_else(|_| anyhow::bail!("a thread failed")))
+        threads
+            .into_iter()
+            .try_for_each(|thread| thread.join().unwrap_or_else(|_| anyhow::bail!("a thread failed")))
     })
 }
 

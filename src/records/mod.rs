@@ -120,16 +120,20 @@ impl Records {
             if let Some(output) = self.write_known_taking(by, (user_id, take), &body).await? {
                 return Ok(output);
             }
-            if let Some(taken) = taken {
-                self.refuse_taken(by, taken).await?;
+            if let Some(taken) = taken
+                && self.is_taken(by, taken).await?
+            {
+                // The same call, sent twice at once, may have created the person and the record since.
+                let output = self.write_known_taking(by, (user_id, take), &body).await?;
+                return output.ok_or_else(|| Error::conflict("another record has this id"));
             }
             self.keyring.create(&self.store, &by.deadline, &[user_id]).await?;
         }
         Err(Error::unavailable("the person is created and erased again and again"))
     }
 
-    /// An unknown person has no records yet: whatever stands under the id is somebody else's.
-    async fn refuse_taken(&self, by: &By, taken: Taken<'_>) -> Result<()> {
+    /// Whether a record has this id. An unknown person has none yet: it would be somebody else's.
+    async fn is_taken(&self, by: &By, taken: Taken<'_>) -> Result<bool> {
         let found: i64 = self
             .store
             .single(&by.deadline, "records.taken", async |connection| {
@@ -149,7 +153,7 @@ impl Records {
                 })
             })
             .await?;
-        if found > 0 { Err(Error::conflict("another record has this id")) } else { Ok(()) }
+        Ok(found > 0)
     }
 
     /// Writes about a person, or answers nothing where nobody has this user id.

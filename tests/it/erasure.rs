@@ -116,7 +116,10 @@ fn the_log_goes_on_without_the_erased_and_verifies() {
     let daemon = world.start();
     let mut client = daemon.client();
     fill(&mut client, "user:u", "MARK");
-    client.ok("audit.append", json!({ "id": "seen", "user_id": "user:u", "action": "a", "ip_address": "192.0.2.1", "metadata": 1 }));
+    client.ok(
+        "audit.append",
+        json!({ "id": "seen", "user_id": "user:u", "action": "a", "ip_address": "192.0.2.1", "metadata": 1 }),
+    );
     client.ok("subject.erase", erase("user:u"));
     let seen = client.ok("audit.get", json!({ "id": "seen" }));
     assert_eq!((&seen["erased"], &seen["anonymized"]), (&json!(["actor"]), &json!(true)));
@@ -127,10 +130,7 @@ fn the_log_goes_on_without_the_erased_and_verifies() {
     let all = client.ok("audit.query", json!({ "limit": 1000 }));
     assert!(!all.to_string().contains("MARK") && !all.to_string().contains("user:u"), "{all}");
     assert_eq!(client.ok("audit.query", json!({ "user_id": "user:u" }))["items"], json!([]));
-    assert_eq!(
-        world.sql("SELECT user_id, action FROM audit_log_entries WHERE id = 'seen'"),
-        "anonymized|a"
-    );
+    assert_eq!(world.sql("SELECT user_id, action FROM audit_log_entries WHERE id = 'seen'"), "anonymized|a");
     let report = client.ok("audit.verify", json!({}));
     assert_eq!((&report["verdict"], &report["erased_subjects"]), (&json!("intact"), &json!(1)), "{report}");
 }
@@ -158,7 +158,10 @@ fn an_erasure_is_repeated_with_its_id_and_its_salt_alone() {
     let mut client = daemon.client();
     fill(&mut client, "u", "MARK");
     fill(&mut client, "v", "MARK");
-    assert_eq!(client.err("subject.erase", json!({ "user_id": "u", "reason": "request", "id": "u" })).field(), "id");
+    assert_eq!(
+        client.err("subject.erase", json!({ "user_id": "u", "reason": "request", "id": "u" })).field(),
+        "id"
+    );
     let first = client.ok("subject.erase", erase("u"));
     assert_eq!(client.ok("subject.erase", erase("u")), first);
     for (field, value) in [
@@ -173,7 +176,10 @@ fn an_erasure_is_repeated_with_its_id_and_its_salt_alone() {
         other[field] = value.clone();
         assert_eq!(client.err("subject.erase", other).kind(), "conflict", "{field} {value}");
     }
-    for params in [json!({ "user_id": "u", "reason": "request" }), json!({ "user_id": "u", "reason": "request", "id": "new" })] {
+    for params in [
+        json!({ "user_id": "u", "reason": "request" }),
+        json!({ "user_id": "u", "reason": "request", "id": "new" }),
+    ] {
         assert_eq!(client.err("subject.erase", params).kind(), "not_found");
     }
     // The person has come back as another: a late repetition does not erase that one.
@@ -221,7 +227,10 @@ fn a_dry_run_counts_and_changes_nothing() {
         foreseen,
         json!({ "dry_run": true, "body": { "reason": "request", "counts": filled(), "kept": { "consents": 2 } } })
     );
-    assert_eq!((rows(&world), world.sql("SELECT count(*) FROM subject_erasures").as_str()), (before.clone(), "0"));
+    assert_eq!(
+        (rows(&world), world.sql("SELECT count(*) FROM subject_erasures").as_str()),
+        (before.clone(), "0")
+    );
     asked["user_id"] = "nobody".into();
     assert_eq!(client.err("subject.erase", asked).kind(), "not_found");
     // This daemon signs nothing, so it erases nobody.
@@ -260,15 +269,27 @@ fn whoever_was_erased_is_refused_for_as_long_as_it_is_said() {
             ("profile.create", json!({ "user_id": "u", "username": "x", "email": "x@x.example" })),
             ("consent.record", json!({ "user_id": "u", "consent_type": "t", "granted": true })),
             ("audit.append", json!({ "user_id": "u", "action": "login" })),
-            ("audit.append_many", json!({ "entries": [{ "action": "a" }, { "subject_user_id": "u", "action": "b" }] })),
-            ("preferences.set", json!({ "user_id": "somebody", "preferences": {}, "context": { "user_id": "u" } })),
+            (
+                "audit.append_many",
+                json!({ "entries": [{ "action": "a" }, { "subject_user_id": "u", "action": "b" }] }),
+            ),
+            (
+                "preferences.set",
+                json!({ "user_id": "somebody", "preferences": {}, "context": { "user_id": "u" } }),
+            ),
         ] {
             let error = client.err(method, params);
             assert!(error.kind() == "conflict" && error.message.contains("user_id"), "{method}: {error:?}");
         }
         // A read says nothing of whoever is named in its context.
-        assert_eq!(client.ok("job.list", json!({ "context": { "user_id": "u" } }))["items"][0]["name"].is_string(), true);
-        assert_eq!(client.ok("consent.current", json!({ "user_id": "u", "context": { "user_id": "u" } }))["items"], json!([]));
+        assert_eq!(
+            client.ok("job.list", json!({ "context": { "user_id": "u" } }))["items"][0]["name"].is_string(),
+            true
+        );
+        assert_eq!(
+            client.ok("consent.current", json!({ "user_id": "u", "context": { "user_id": "u" } }))["items"],
+            json!([])
+        );
     }
     assert_eq!(world.sql("SELECT count(*) FROM subjects WHERE user_id = 'u'"), "0");
     world.sql("UPDATE subject_refusals SET refused_until = now()");
@@ -286,7 +307,8 @@ fn whoever_waits_for_an_erasure_finds_its_refusal() {
     erasing.run("INSERT INTO subject_refusals VALUES ('\\x01', now() + interval '1 day')");
     erasing.run("DELETE FROM subjects WHERE user_id = 'u'");
     let mut creating = Psql::open(&world.owner_url);
-    creating.begin("SELECT create_subjects('{77}', '{u}', ARRAY['\\x02'::bytea], ARRAY['\\x01'::bytea], 'k')");
+    creating
+        .begin("SELECT create_subjects('{77}', '{u}', ARRAY['\\x02'::bytea], ARRAY['\\x01'::bytea], 'k')");
     wait_for("the insert", || {
         let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE 'SELECT create_subjects%'";
         (world.sql(waiting) == "1").then_some(())
@@ -309,7 +331,17 @@ fn a_certificate_is_checked_without_a_daemon_and_not_one_byte_may_differ() {
     wrong = wrong.replace("sidekeep/test", "sidekeep/other");
     std::fs::write(&other_keys, wrong).unwrap();
     let socket = daemon.socket.to_str().unwrap().to_owned();
-    let done = sidekeep(&["subject", "erase", "user:u", "--reason", "objection", "--id", "c-1", "--socket", &socket]);
+    let done = sidekeep(&[
+        "subject",
+        "erase",
+        "user:u",
+        "--reason",
+        "objection",
+        "--id",
+        "c-1",
+        "--socket",
+        &socket,
+    ]);
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     let certificate: Value = serde_json::from_slice(&done.stdout).unwrap();
     let file = world.path("certificate.json");

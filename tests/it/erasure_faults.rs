@@ -52,11 +52,17 @@ fn a_fault_at_any_statement_leaves_everything_as_it_was() {
     world.sql("CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'planted'; END $$");
     for (table, verb) in WRITES {
         for when in ["BEFORE", "AFTER"] {
-            world.sql(&format!("CREATE TRIGGER fail {when} {verb} ON {table} FOR EACH STATEMENT EXECUTE FUNCTION fail()"));
+            world.sql(&format!(
+                "CREATE TRIGGER fail {when} {verb} ON {table} FOR EACH STATEMENT EXECUTE FUNCTION fail()"
+            ));
             let error = client.err("subject.erase", erase("u", "e"));
             assert_eq!(error.code, -32603, "{when} {verb} on {table}: {error:?}");
             world.sql(&format!("DROP TRIGGER fail ON {table}"));
-            assert_eq!((rows(&world), world.sql(LEFT).as_str()), (before.clone(), "0 0 0 0 0"), "{when} {verb} on {table}");
+            assert_eq!(
+                (rows(&world), world.sql(LEFT).as_str()),
+                (before.clone(), "0 0 0 0 0"),
+                "{when} {verb} on {table}"
+            );
         }
     }
     assert_eq!(client.ok("subject.erase", erase("u", "e"))["body"]["counts"], filled());
@@ -103,7 +109,10 @@ fn a_connection_that_is_cut_at_any_statement_erases_all_or_nothing_and_a_retry_t
             if let Ok(first) = first {
                 assert_eq!(first, again);
             }
-            assert_eq!(world.sql(&format!("SELECT count(*) FROM subject_erasures WHERE certificate_id = '{id}'")), "1");
+            assert_eq!(
+                world.sql(&format!("SELECT count(*) FROM subject_erasures WHERE certificate_id = '{id}'")),
+                "1"
+            );
         }
     }
     let report = client.ok("audit.verify", json!({}));
@@ -150,7 +159,11 @@ fn of_two_erasures_at_once_one_erases() {
                 .map(|n| {
                     let (daemon, user_id) = (&daemons[n % 2], &user_id);
                     scope.spawn(move || {
-                        let asked = if id { erase(user_id, "same") } else { json!({ "user_id": user_id, "reason": "request" }) };
+                        let asked = if id {
+                            erase(user_id, "same")
+                        } else {
+                            json!({ "user_id": user_id, "reason": "request" })
+                        };
                         daemon.client().call("subject.erase", asked)
                     })
                 })
@@ -162,7 +175,10 @@ fn of_two_erasures_at_once_one_erases() {
         if id {
             assert!(refused.is_empty() && done.iter().all(|answer| *answer == done[0]), "{answers:?}");
         } else {
-            assert!(done.len() == 1 && refused.iter().all(|error| error.kind() == "not_found"), "{answers:?}");
+            assert!(
+                done.len() == 1 && refused.iter().all(|error| error.kind() == "not_found"),
+                "{answers:?}"
+            );
         }
     }
     assert_eq!(world.sql("SELECT count(*) FROM subject_erasures"), "2");
@@ -196,9 +212,18 @@ fn rush(client: &mut Client, number: usize, stop: &AtomicBool) -> usize {
         let (method, params) = match (number + calls) % 9 {
             0 => ("profile.create", json!({ "user_id": "u", "username": "MARK", "email": "MARK@x.example" })),
             1 => ("preferences.set", json!({ "user_id": "u", "preferences": { "MARK": calls } })),
-            2 => ("consent.record", json!({ "user_id": "u", "consent_type": "t", "granted": true, "metadata": "MARK" })),
-            3 => ("conversation.create", json!({ "user_id": "u", "messages": [{ "role": "user", "content": "MARK" }] })),
-            4 => ("audit.append", json!({ "user_id": "u", "action": "a", "ip_address": "MARK", "metadata": "MARK" })),
+            2 => (
+                "consent.record",
+                json!({ "user_id": "u", "consent_type": "t", "granted": true, "metadata": "MARK" }),
+            ),
+            3 => (
+                "conversation.create",
+                json!({ "user_id": "u", "messages": [{ "role": "user", "content": "MARK" }] }),
+            ),
+            4 => (
+                "audit.append",
+                json!({ "user_id": "u", "action": "a", "ip_address": "MARK", "metadata": "MARK" }),
+            ),
             5 => ("profile.update", json!({ "user_id": "u", "changes": { "full_name": "MARK" } })),
             6 => ("profile.get", json!({ "user_id": "u" })),
             7 => ("audit.query", json!({ "user_id": "u", "limit": 5 })),
@@ -271,9 +296,11 @@ fn no_mark_of_an_erased_person_is_in_a_dump_in_clear_or_in_a_form_that_opens() {
     let before = Opened::all(&world, &people);
     let found = before.marks(MARK);
     // The test can open: else it would prove nothing.
-    for place in TABLES.iter().filter(|table| !["requests", "subject_erasures", "audit_staged"].contains(&table.name)).flat_map(|table| {
-        table.sealed.iter().map(move |sealed| format!("{}.{}", table.name, sealed.column))
-    }) {
+    for place in TABLES
+        .iter()
+        .filter(|table| !["requests", "subject_erasures", "audit_staged"].contains(&table.name))
+        .flat_map(|table| table.sealed.iter().map(move |sealed| format!("{}.{}", table.name, sealed.column)))
+    {
         assert!(found.contains(&place), "{place} was not opened: {found:?}");
     }
     client.ok("subject.erase", json!({ "user_id": "user:zebra", "reason": "request", "context": { "user_id": "user:zebra", "ip_address": MARK } }));
@@ -308,9 +335,13 @@ impl Opened {
                     name = table.name
                 ));
                 for (row, bytes) in lines.lines().map(|line| line.split_once(' ').unwrap()) {
-                    let row = unhex(row).into_iter().map(|byte| if byte == 1 { 0 } else { byte }).collect::<Vec<_>>();
+                    let row = unhex(row)
+                        .into_iter()
+                        .map(|byte| if byte == 1 { 0 } else { byte })
+                        .collect::<Vec<_>>();
                     let place = sealed.table.unwrap_or(table.name);
-                    let bound = bind("sidekeep seal", &[b"test", place.as_bytes(), &row, sealed.column.as_bytes()]);
+                    let bound =
+                        bind("sidekeep seal", &[b"test", place.as_bytes(), &row, sealed.column.as_bytes()]);
                     for key in &keys {
                         if let Some(plain) = open(key, &bound, &unhex(bytes)) {
                             let text = String::from_utf8_lossy(&plain).into_owned();
@@ -325,7 +356,10 @@ impl Opened {
 
     /// Where a mark is found.
     fn marks(&self, mark: &str) -> Vec<String> {
-        let found = self.0.iter().filter(|(_, text)| text.split(|c: char| !c.is_ascii_alphanumeric()).any(|word| word == mark));
+        let found = self
+            .0
+            .iter()
+            .filter(|(_, text)| text.split(|c: char| !c.is_ascii_alphanumeric()).any(|word| word == mark));
         found.map(|(place, _)| place.clone()).collect()
     }
 }
@@ -355,7 +389,9 @@ impl Kek {
         let mut keys = BTreeMap::new();
         for (table, column) in columns.lines().map(|line| line.split_once(' ').unwrap()) {
             // A wrapped key has this length: format, nonce, 32 bytes, tag.
-            let wrapped = world.sql(&format!("SELECT DISTINCT encode({column}, 'hex') FROM {table} WHERE octet_length({column}) = 61"));
+            let wrapped = world.sql(&format!(
+                "SELECT DISTINCT encode({column}, 'hex') FROM {table} WHERE octet_length({column}) = 61"
+            ));
             for bytes in wrapped.lines().map(unhex) {
                 for number in &numbers {
                     for person in people.iter().map(|person| Some(*person)).chain([None]) {

@@ -260,10 +260,14 @@ fn portability_is_what_the_person_provided_and_the_unknown_are_not_found() {
 #[test]
 fn what_does_not_fit_or_does_not_open_is_not_exported_in_part() {
     let world = World::new();
-    let daemon = world.start_with("limits.max_record_bytes = \"64KiB\"\nlimits.max_answer_bytes = \"72KiB\"\n");
+    let daemon =
+        world.start_with("limits.max_record_bytes = \"64KiB\"\nlimits.max_answer_bytes = \"72KiB\"\n");
     let mut client = daemon.client();
     client.ok("preferences.set", json!({ "user_id": PERSON, "preferences": "x".repeat(60_000) }));
-    client.ok("conversation.create", json!({ "user_id": PERSON, "title": "y".repeat(1000), "metadata": "z".repeat(60_000) }));
+    client.ok(
+        "conversation.create",
+        json!({ "user_id": PERSON, "title": "y".repeat(1000), "metadata": "z".repeat(60_000) }),
+    );
     let error = client.err("subject.export", json!({ "user_id": PERSON }));
     assert_eq!((error.kind(), &error.data["max"]), ("too_large", &json!(73_728)));
     assert!(error.message.contains("sidekeep export"), "{error:?}");

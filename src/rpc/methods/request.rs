@@ -1,14 +1,14 @@
 //! `request.*`: the register of what people have asked for.
 
-use super::subject_holds::RIGHT;
+use super::subject_holds::{LOOK, RIGHT};
 use super::{About, Methods};
 use crate::subjects::request::{self, Close, Extend, List, Open};
 
 macro_rules! request {
     ($more:literal) => {
         concat!(
-            r#"{"id":"request-1","user_id":"user:alice","kind":"erasure","channel":"email","#,
-            r#""received_at":"2026-01-31T09:30:00.000000Z","overdue":false,"#,
+            r#"{"id":"request-1","user_id":"user:alice","kind":"access","channel":"email","#,
+            r#""received_at":"2026-01-31T09:30:00.000000Z","overdue":false,"results":[],"#,
             $more,
             "}"
         )
@@ -16,12 +16,14 @@ macro_rules! request {
 }
 
 const OPENED: &str = request!(
-    r#""state":"open","due_at":"2026-02-28T09:30:00.000000Z","extended_at":null,"extension_reason":null,"closed_at":null,"outcome":null,"reason":null,"results":[]"#
+    r#""state":"open","due_at":"2026-02-28T09:30:00.000000Z","extended_at":null,"extension_reason":null,"closed_at":null,"outcome":null,"reason":null"#
 );
 const EXTENDED: &str = request!(
-    r#""state":"open","due_at":"2026-04-30T09:30:00.000000Z","extended_at":"2026-02-20T10:00:00.000000Z","extension_reason":"many records","closed_at":null,"outcome":null,"reason":null,"results":[]"#
+    r#""state":"open","due_at":"2026-04-30T09:30:00.000000Z","extended_at":"2026-02-20T10:00:00.000000Z","extension_reason":"many records","closed_at":null,"outcome":null,"reason":null"#
 );
-const CLOSED: &str = r#"{"id":"request-1","user_id":null,"kind":"erasure","channel":"email","state":"closed","received_at":"2026-01-31T09:30:00.000000Z","due_at":"2026-02-28T09:30:00.000000Z","overdue":false,"extended_at":null,"extension_reason":null,"closed_at":"2026-02-20T10:00:00.000000Z","outcome":"done","reason":null,"results":[{"method":"subject.erase","at":"2026-02-20T09:59:00.000000Z","id":"certificate-1"}]}"#;
+const CLOSED: &str = request!(
+    r#""state":"closed","due_at":"2026-04-30T09:30:00.000000Z","extended_at":"2026-02-20T10:00:00.000000Z","extension_reason":"many records","closed_at":"2026-03-20T10:00:00.000000Z","outcome":"done","reason":"answered by letter""#
+);
 
 pub(super) fn add(methods: &mut Methods) {
     methods.add(
@@ -29,7 +31,7 @@ pub(super) fn add(methods: &mut Methods) {
             "request.open",
             "Enters what a person asks for. It is due one calendar month after it was received (UTC); where that month has no such day, on its last.",
             (
-                r#"{"user_id":"user:alice","kind":"erasure","received_at":"2026-01-31T09:30:00Z","channel":"email","id":"request-1"}"#,
+                r#"{"user_id":"user:alice","kind":"access","channel":"email","id":"request-1"}"#,
                 OPENED,
             ),) },
         |call, given: Open| async move {
@@ -39,15 +41,15 @@ pub(super) fn add(methods: &mut Methods) {
         },
     );
     methods.add(
-        About { errors: RIGHT, ..About::read(
+        About { errors: LOOK, ..About::read(
             "request.list",
             "A page of the register, the request received last first. After an erasure a request says what was done, and not for whom.",
             (
-                r#"{"due_before":"2026-03-01T00:00:00Z","state":"open"}"#,
+                r#"{"state":"open"}"#,
                 concat!(
                     r#"{"items":["#,
                     request!(
-                        r#""state":"open","due_at":"2026-02-28T09:30:00.000000Z","extended_at":null,"extension_reason":null,"closed_at":null,"outcome":null,"reason":null,"results":[]"#
+                        r#""state":"open","due_at":"2026-02-28T09:30:00.000000Z","extended_at":null,"extension_reason":null,"closed_at":null,"outcome":null,"reason":null"#
                     ),
                     r#"],"next_cursor":null}"#
                 ),
@@ -74,7 +76,7 @@ pub(super) fn add(methods: &mut Methods) {
             ..About::write(
                 "request.close",
                 "Closes a request with its outcome, a code of your own.",
-                (r#"{"id":"request-1","outcome":"done"}"#, CLOSED),
+                (r#"{"id":"request-1","outcome":"done","reason":"answered by letter"}"#, CLOSED),
             )
         },
         |call, given: Close| async move {

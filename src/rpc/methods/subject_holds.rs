@@ -49,13 +49,7 @@ pub(super) fn add(methods: &mut Methods) {
     );
     methods.add(
         About {
-            errors: &[
-                error::FORBIDDEN,
-                error::TOO_LARGE,
-                error::OVERLOADED,
-                error::UNAVAILABLE,
-                error::TAMPERED,
-            ],
+            errors: LOOK,
             ..About::read(
                 "subject.find",
                 "Whose profile has this e-mail address, in upper or lower case, or exactly this name.",
@@ -91,7 +85,7 @@ fn add_holds(methods: &mut Methods) {
     );
     methods.add(
         About {
-            errors: &[error::FORBIDDEN, error::OVERLOADED, error::UNAVAILABLE, error::TAMPERED],
+            errors: LOOK,
             ..About::read(
                 "subject.holds",
                 "A page of holds, standing and released, of one person or of all, the one placed last first.",
@@ -120,3 +114,6 @@ pub(super) const RIGHT: &[error::Kind] = &[
     error::TAMPERED,
     error::UNKNOWN_OUTCOME,
 ];
+/// What reading across people answers.
+pub(super) const LOOK: &[error::Kind] =
+    &[error::FORBIDDEN, error::TOO_LARGE, error::OVERLOADED, error::UNAVAILABLE, error::TAMPERED];

@@ -126,7 +126,9 @@ impl<'a> Cell<'a> {
                 out.push(b'"');
             }
             other => {
-                return Err(Error::internal(format!("the export does not know the type with number {other}")));
+                return Err(Error::internal(format!(
+                    "the export does not know the type with number {other}"
+                )));
             }
         }
         Ok(())
