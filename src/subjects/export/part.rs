@@ -231,7 +231,7 @@ impl Statement {
                 Role::Resource => self.resource(row, cell, owner, out)?,
                 Role::Labels => labels(cell, owner, out)?,
                 Role::Sealed(sealed) if self.opens(row, sealed, owner)? => {
-                    self.open(row, cell, sealed, owner, out)?;
+                    self.open(row, (cell, sealed), owner, out)?;
                 }
                 Role::Sealed(_) => {
                     withheld.push(column.member);
@@ -263,8 +263,7 @@ impl Statement {
     fn open(
         &self,
         row: &Cells,
-        cell: Cell<'_>,
-        sealed: Sealed,
+        (cell, sealed): (Cell<'_>, Sealed),
         owner: &Owner<'_>,
         out: &mut Vec<u8>,
     ) -> Result<()> {
