@@ -8,6 +8,7 @@ pub mod kek;
 mod person;
 mod seal;
 mod signing;
+mod taken;
 
 pub use deployment::Deployment;
 pub use kek::{Kek, KekError, Keks};

@@ -405,42 +405,6 @@ impl Person {
         let rows = subjects::table.filter(subjects::subject_id.eq_any(subject_ids)).select(Self::as_select());
         Ok(rows.load(connection).await?)
     }
-
-    /// Reads a person and keeps the row from being erased, held or restricted until the transaction ends.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn share(tx: &mut Connection, user_id: &UserId) -> Result<Option<Self>> {
-        let row = subjects::table.filter(subjects::user_id.eq(user_id.as_str())).select(Self::as_select());
-        Ok(row.for_share().first(tx).await.optional()?)
-    }
-
-    /// Reads a person and takes the row alone: who writes about the person has ended, and waits until the transaction ends.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn lock(tx: &mut Connection, user_id: &UserId) -> Result<Option<Self>> {
-        let row = subjects::table.filter(subjects::user_id.eq(user_id.as_str())).select(Self::as_select());
-        Ok(row.for_update().first(tx).await.optional()?)
-    }
-
-    /// As [`Person::lock`], by subject id.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn lock_by_id(tx: &mut Connection, subject_id: i64) -> Result<Option<Self>> {
-        let row = subjects::table.find(subject_id).select(Self::as_select());
-        Ok(row.for_update().first(tx).await.optional()?)
-    }
-
-    /// As [`Person::share`], by subject id.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn share_by_id(tx: &mut Connection, subject_id: i64) -> Result<Option<Self>> {
-        let row = subjects::table.find(subject_id).select(Self::as_select());
-        Ok(row.for_share().first(tx).await.optional()?)
-    }
 }
 
 #[cfg(test)]
