@@ -132,7 +132,7 @@ pub(super) fn index(head: &Head, notice: Option<&str>, out: &mut String) {
         escape(about, out);
         let _ = write!(out, "</td><td>{items}</td><td>");
         escape(head.retention.get(part).map(String::as_str).unwrap_or_default(), out);
-        let _ = write!(out, "</td><td><a href=\"data/{part}.json\">data/{part}.json</a></td></tr>\n");
+        let _ = writeln!(out, "</td><td><a href=\"data/{part}.json\">data/{part}.json</a></td></tr>");
     }
     out.push_str("</tbody>\n</table>\n");
     if let Some(notice) = notice {

@@ -24,6 +24,9 @@ const JSON: [&str; 4] = ["client_sealed", "message_sealed", "metadata_sealed", "
 /// Another person, of whom nothing else is said (GDPR Art. 15(4)).
 const OTHER: &[u8] = b"\"other\"";
 
+/// How the metadata begin of an entry that tells of a read across records.
+const FILTER: &str = "{\"filter\":";
+
 /// Entries that a stream has not taken in yet: whoever sees both tables in one snapshot sees each entry once.
 const STAGED: &str = "audit_staged";
 
@@ -262,12 +265,12 @@ impl Statement {
 
     fn open(
         &self,
-        row: &Cells,
+        cells: &Cells,
         (cell, sealed): (Cell<'_>, Sealed),
         owner: &Owner<'_>,
         out: &mut Vec<u8>,
     ) -> Result<()> {
-        let keys = self.table.key.iter().map(|column| match self.cell(row, column) {
+        let keys = self.table.key.iter().map(|column| match self.cell(cells, column) {
             Some(key) => key.key(),
             None => Err(Error::internal("a row without its key")),
         });
@@ -277,12 +280,21 @@ impl Statement {
         let plain = owner.subject.key.open(place, cell.bytes())?;
         let tampered = || Error::Tampered { at: format!("{}.{}", place.table, place.column) };
         let text = std::str::from_utf8(&plain).map_err(|_| tampered())?;
-        if JSON.contains(&sealed.column) {
-            // What opens was sealed as checked JSON, on one line.
-            out.extend_from_slice(text.as_bytes());
-            return Ok(());
+        if !JSON.contains(&sealed.column) {
+            return quote(text, out);
         }
-        quote(text, out)
+        // What opens was sealed as checked JSON, on one line.
+        if self.is_own(cells)? && text.starts_with(FILTER) {
+            return filter(text, owner, out);
+        }
+        out.extend_from_slice(text.as_bytes());
+        Ok(())
+    }
+
+    /// Whether sidekeep has written this entry of itself.
+    fn is_own(&self, row: &Cells) -> Result<bool> {
+        let labels = self.cell(row, "labels").map(Cell::json).transpose()?;
+        Ok(labels.is_some_and(|labels| labels.contains(&format!("\"{METHOD}\":"))))
     }
 
     fn resource(&self, row: &Cells, cell: Cell<'_>, owner: &Owner<'_>, out: &mut Vec<u8>) -> Result<()> {
@@ -419,6 +431,20 @@ fn labels(cell: Cell<'_>, owner: &Owner<'_>, out: &mut Vec<u8>) -> Result<()> {
         serde_json::from_str(text).map_err(Error::internal)?;
     labels.retain(|key, value| key != ALSO || *value == owner.subject.id.to_string());
     serde_json::to_writer(out, &labels).map_err(Error::internal)
+}
+
+/// What was looked for, in which persons stand as numbers.
+fn filter(text: &str, owner: &Owner<'_>, out: &mut Vec<u8>) -> Result<()> {
+    let mut told: serde_json::Value = serde_json::from_str(text).map_err(Error::internal)?;
+    for member in ["user_id", "subject_user_id", "resource_id"] {
+        if let Some(person) = told.pointer_mut(&format!("/filter/{member}"))
+            && let Some(number) = person.as_i64()
+        {
+            *person =
+                if number == owner.subject.id { owner.subject.user_id.as_str() } else { "other" }.into();
+        }
+    }
+    serde_json::to_writer(out, &told).map_err(Error::internal)
 }
 
 /// How many items a statement counts.
