@@ -40,11 +40,26 @@ impl From<DateTime<Utc>> for Timestamp {
 
 impl std::fmt::Display for Timestamp {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // Field by field, which is several times as fast as chrono's patterns.
+        // Digit by digit, which is many times as fast as patterns: each entry of the audit log has two or three of them.
         let (date, time) = (self.0.date_naive(), self.0.time());
         let micros = self.0.timestamp_subsec_micros() % 1_000_000;
-        write!(f, "{:04}-{:02}-{:02}T", date.year(), date.month(), date.day())?;
-        write!(f, "{:02}:{:02}:{:02}.{micros:06}Z", time.hour(), time.minute(), time.second())
+        let mut text = *b"0000-00-00T00:00:00.000000Z";
+        let fields = [
+            (0..4, date.year().unsigned_abs()),
+            (5..7, date.month()),
+            (8..10, date.day()),
+            (11..13, time.hour()),
+            (14..16, time.minute()),
+            (17..19, time.second()),
+            (20..26, micros),
+        ];
+        for (place, mut value) in fields {
+            for digit in text.get_mut(place).into_iter().flatten().rev() {
+                *digit = b'0'.saturating_add(u8::try_from(value % 10).unwrap_or_default());
+                value /= 10;
+            }
+        }
+        f.write_str(std::str::from_utf8(&text).unwrap_or_default())
     }
 }
 

@@ -1,12 +1,7 @@
-//! What the benchmarks share.
+//! What the benchmarks share: a place with PostgreSQL and daemons, clients and load, and the report with its verdicts.
 
 pub(crate) mod client;
-pub(crate) mod echo;
 pub(crate) mod load;
-pub(crate) mod memory;
 pub(crate) mod place;
 pub(crate) mod placement;
-pub(crate) mod profile;
 pub(crate) mod report;
-pub(crate) mod round_trip;
-pub(crate) mod writes;

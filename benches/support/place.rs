@@ -36,22 +36,19 @@ pub(crate) struct Daemon {
 
 impl Place {
     /// Makes all of it; commits reach the disk, as in production.
-    pub(crate) fn new() -> anyhow::Result<Self> {
+    /// `settings` are PostgreSQL's that differ from its defaults.
+    pub(crate) fn new(settings: &[(&str, &str)]) -> anyhow::Result<Self> {
         let directory = tempfile::tempdir()?;
-        let postgres = Private::start(directory.path(), Options { sync: true, ..Options::default() })?;
+        let postgres =
+            Private::start(directory.path(), Options { sync: true, settings, ..Options::default() })?;
         postgres.provision(ROLE, DATABASE)?;
         let place = Self { postgres, directory };
-        let output = place.program(&["keyring", "generate"]).output()?;
-        if !output.status.success() {
-            bail!("keyring generate: {}", String::from_utf8_lossy(&output.stderr));
+        for (file, command) in [("kek", ["keyring", "generate"]), ("signing", ["signing", "generate"])] {
+            durable::write(&place.path(file), &outcome(Command::new(PROGRAM).args(command))?, 0o600)?;
         }
-        durable::write(&place.path("kek"), &output.stdout, 0o600)?;
-        durable::write(&place.path("owner-url"), place.postgres.url(SUPERUSER, DATABASE).as_bytes(), 0o600)?;
-        durable::write(&place.path("sidekeep.toml"), place.configuration().as_bytes(), 0o600)?;
-        let output = place.program(&["migrate"]).output()?;
-        if !output.status.success() {
-            bail!("migrate: {}", String::from_utf8_lossy(&output.stderr));
-        }
+        durable::write(&place.path("owner-url"), place.owner_url().as_bytes(), 0o600)?;
+        let config = place.configure("migrate", "")?;
+        outcome(Command::new(PROGRAM).arg("--config").arg(config).arg("migrate"))?;
         Ok(place)
     }
 
@@ -69,11 +66,23 @@ impl Place {
         self.postgres.url(ROLE, DATABASE)
     }
 
-    /// Starts a daemon, and waits until it is well.
-    pub(crate) fn serve(&self) -> anyhow::Result<Daemon> {
-        let socket = self.path("sidekeep.sock");
+    /// The URL of who owns the tables.
+    pub(crate) fn owner_url(&self) -> String {
+        self.postgres.url(SUPERUSER, DATABASE)
+    }
+
+    /// Starts a daemon of this name, with these lines in its `[audit]`, and waits until it is well.
+    pub(crate) fn serve(&self, name: &str, audit: &str) -> anyhow::Result<Daemon> {
+        let (config, socket) = (self.configure(name, audit)?, self.socket(name));
         let begun = Instant::now();
-        let process = self.program(&["serve"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        let process = Command::new(PROGRAM)
+            .arg("--config")
+            .arg(config)
+            .arg("serve")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
         let mut daemon = Daemon { process, socket, ready_after: Duration::ZERO };
         while !daemon.is_well() {
             if begun.elapsed() > PATIENCE || daemon.process.try_wait()?.is_some() {
@@ -89,28 +98,44 @@ impl Place {
         self.directory.path().join(name)
     }
 
-    fn program(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(PROGRAM);
-        if arguments != ["keyring", "generate"] {
-            command.arg("--config").arg(self.path("sidekeep.toml"));
-        }
-        command.args(arguments).stdin(Stdio::null());
-        command
+    fn socket(&self, name: &str) -> PathBuf {
+        self.path(&format!("{name}.sock"))
     }
 
-    /// Records are measured without their access entries, which cost a group commit each.
-    fn configuration(&self) -> String {
-        let text = |path: &str| Value::from(self.path(path).to_string_lossy());
-        format!(
+    /// Writes a configuration of this name; where it is. What runs once in an hour would meet one turn and not the next.
+    pub(crate) fn configure(&self, name: &str, audit: &str) -> anyhow::Result<PathBuf> {
+        let text = |path: PathBuf| Value::from(path.to_string_lossy());
+        let configuration = format!(
             "[deployment]\nname = \"bench\"\n[socket]\npath = {}\ngroup = \"\"\n\
              [database]\nurl = {}\nmigrate_url_file = {}\n[keyring]\nkey_files = [{}]\n\
-             [audit]\naccess = \"none\"\n",
-            text("sidekeep.sock"),
+             [signing]\nkey_files = [{}]\n[jobs.verify]\nenabled = false\n[audit]\n{audit}\n",
+            text(self.socket(name)),
             Value::from(self.url()),
-            text("owner-url"),
-            text("kek"),
-        )
+            text(self.path("owner-url")),
+            text(self.path("kek")),
+            text(self.path("signing")),
+        );
+        let path = self.path(&format!("{name}.toml"));
+        durable::write(&path, configuration.as_bytes(), 0o600)?;
+        Ok(path)
     }
+}
+
+/// What the kernel says of a process's memory under this name, in bytes.
+pub(crate) fn memory(process: u32, name: &str) -> anyhow::Result<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).context("no such memory")?;
+    let kibibytes: u32 = line.trim().trim_end_matches(" kB").parse()?;
+    Ok(f64::from(kibibytes) * 1024.0)
+}
+
+/// What a command prints, when it succeeds.
+fn outcome(command: &mut Command) -> anyhow::Result<Vec<u8>> {
+    let output = command.stdin(Stdio::null()).output()?;
+    if !output.status.success() {
+        bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(output.stdout)
 }
 
 impl Daemon {
@@ -128,10 +153,7 @@ impl Daemon {
 
     /// What the kernel counts as resident, shared pages too, in bytes.
     pub(crate) fn resident(&self) -> anyhow::Result<f64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-        let kibibytes: u32 = line.trim().trim_end_matches(" kB").parse()?;
-        Ok(f64::from(kibibytes) * 1024.0)
+        memory(self.id(), "VmRSS:")
     }
 
     fn is_well(&self) -> bool {

@@ -1,60 +1,61 @@
 //! A batch as PostgreSQL takes it: a list for each column.
 
 use chrono::{DateTime, Utc};
+use tokio_postgres::types::Json;
 
+use super::entry::Labels;
 use super::merkle::{Hash, Node};
-use super::stream::Sealed;
+use super::stream::Placed;
 
-/// The values of a batch, a list for each column.
+/// The values of a batch, a list for each column. The entries' own are borrowed: a batch is not copied on its way.
 #[derive(Default)]
-pub(super) struct Columns {
+pub(super) struct Columns<'a> {
     pub(super) position: Vec<i64>,
-    pub(super) id: Vec<String>,
+    pub(super) id: Vec<&'a str>,
     pub(super) actor_id: Vec<Option<i64>>,
     pub(super) subject_id: Vec<Option<i64>>,
-    pub(super) action: Vec<String>,
-    pub(super) resource_type: Vec<Option<String>>,
-    pub(super) resource_id: Vec<Option<String>>,
-    pub(super) outcome: Vec<Option<String>>,
+    pub(super) action: Vec<&'a str>,
+    pub(super) resource_type: Vec<Option<&'a str>>,
+    pub(super) resource_id: Vec<Option<&'a str>>,
+    pub(super) outcome: Vec<Option<&'a str>>,
     pub(super) occurred_at: Vec<Option<DateTime<Utc>>>,
-    pub(super) labels: Vec<Option<serde_json::Value>>,
-    pub(super) client_sealed: Vec<Option<Vec<u8>>>,
-    pub(super) metadata_sealed: Vec<Option<Vec<u8>>>,
-    pub(super) leaf_hash: Vec<Vec<u8>>,
+    pub(super) labels: Vec<Option<Json<&'a Labels>>>,
+    pub(super) client_sealed: Vec<Option<&'a [u8]>>,
+    pub(super) metadata_sealed: Vec<Option<&'a [u8]>>,
+    pub(super) leaf_hash: Vec<&'a [u8]>,
     pub(super) level: Vec<i32>,
     pub(super) index: Vec<i64>,
-    pub(super) hash: Vec<Vec<u8>>,
+    pub(super) hash: Vec<&'a [u8]>,
     pub(super) staged: Vec<i64>,
 }
 
-impl Columns {
-    /// Adds an entry.
-    pub(super) fn push(&mut self, sealed: &Sealed, leaf: Hash) {
-        let entry = &sealed.entry;
-        self.position.push(entry.position);
-        self.id.push(entry.id.clone());
-        self.actor_id.push(entry.actor_id);
-        self.subject_id.push(entry.subject_id);
-        self.action.push(entry.action.clone());
-        self.resource_type.push(entry.resource_type.clone());
-        self.resource_id.push(entry.resource_id.clone());
-        self.outcome.push(entry.outcome.clone());
-        self.occurred_at.push(entry.occurred_at);
-        self.labels.push(entry.labels.as_ref().and_then(|labels| serde_json::to_value(labels).ok()));
-        self.client_sealed.push(entry.client_sealed.clone());
-        self.metadata_sealed.push(entry.metadata_sealed.clone());
-        self.leaf_hash.push(leaf.bytes().to_vec());
-        self.staged.extend(sealed.staged);
-    }
-
-    /// Adds a subtree that is stored.
-    pub(super) fn complete(&mut self, node: Node, hash: Hash) {
-        if node.level.is_multiple_of(8)
-            && let (Ok(level), Ok(index)) = (i32::try_from(node.level), i64::try_from(node.index))
-        {
-            self.level.push(level);
-            self.index.push(index);
-            self.hash.push(hash.bytes().to_vec());
+impl<'a> Columns<'a> {
+    /// Entries that have their places, with their leaves, and the subtrees that they complete.
+    pub(super) fn of(entries: &'a [Placed<'_>], leaves: &'a [Hash], subtrees: &'a [(Node, Hash)]) -> Self {
+        let mut columns = Self::default();
+        for ((entry, staged), leaf) in entries.iter().zip(leaves) {
+            columns.position.push(entry.position);
+            columns.id.push(&entry.id);
+            columns.actor_id.push(entry.actor_id);
+            columns.subject_id.push(entry.subject_id);
+            columns.action.push(&entry.action);
+            columns.resource_type.push(entry.resource_type.as_deref());
+            columns.resource_id.push(entry.resource_id.as_deref());
+            columns.outcome.push(entry.outcome.as_deref());
+            columns.occurred_at.push(entry.occurred_at);
+            columns.labels.push(entry.labels.as_ref().map(Json));
+            columns.client_sealed.push(entry.client_sealed.as_deref());
+            columns.metadata_sealed.push(entry.metadata_sealed.as_deref());
+            columns.leaf_hash.push(leaf.bytes());
+            columns.staged.extend(*staged);
         }
+        for (node, hash) in subtrees {
+            if let (Ok(level), Ok(index)) = (i32::try_from(node.level), i64::try_from(node.index)) {
+                columns.level.push(level);
+                columns.index.push(index);
+                columns.hash.push(hash.bytes());
+            }
+        }
+        columns
     }
 }

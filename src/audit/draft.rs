@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::entry::{Append, Entry, Labels};
+use super::entry::{Append, Entry, Labels, OWN_LABELS};
 use crate::error::{Error, Result};
 use crate::keyring::{Deployment, Place, Subject};
-use crate::values::{Json, RecordId, ResourceId, ShortText, UserId};
+use crate::values::{Json, RecordId, ResourceId, ShortText, Term, UserId};
 
 /// The table that sealed parts are bound to, wherever the entry stands at the time.
 const TABLE: &str = "audit_logs";
@@ -43,8 +43,8 @@ pub struct Draft {
     pub entry: Entry,
     client: Option<String>,
     metadata: Option<Json>,
-    /// What the caller gave, to compare a repetition with.
-    pub given: Append,
+    /// What the caller gave, to compare a repetition with; nothing where the id is the daemon's own, as nobody repeats it.
+    pub given: Option<Box<Append>>,
 }
 
 /// What is sealed of the caller's surroundings.
@@ -79,8 +79,13 @@ impl Draft {
         if given.id.as_ref().is_some_and(|id| is_person(id.as_str())) {
             return Err(identifies("id"));
         }
-        if given.labels.iter().flat_map(Labels::iter).any(|(_, value)| is_person(value)) {
+        if given.labels.iter().flat_map(Labels::iter).any(|(key, value)| is_person(key) || is_person(value)) {
             return Err(identifies("labels"));
+        }
+        // Of sidekeep's own labels these are the caller's words.
+        let said = |(key, value): &(&str, &str)| !key.starts_with(OWN_LABELS) && is_person(value);
+        if let Some((key, _)) = own.iter().flat_map(Labels::iter).find(said) {
+            return Err(identifies(&format!("context.{key}")));
         }
         let resource_id = match given.resource_id.as_ref().map(ResourceId::as_str) {
             // What sidekeep writes itself may stand for the persons.
@@ -101,8 +106,8 @@ impl Draft {
         let client =
             has_client.then(|| serde_json::to_string(&client).map_err(Error::internal)).transpose()?;
         let is_own = own.is_some();
-        let labels = merge(given.labels.as_ref(), own);
-        let id = given.id.clone().unwrap_or_else(RecordId::generate);
+        let kept = given.id.is_some().then(|| Box::new(given.clone()));
+        let id = given.id.unwrap_or_else(RecordId::generate);
         Ok(Self {
             entry: Entry {
                 stream: 0,
@@ -112,23 +117,23 @@ impl Draft {
                 id: id.into_string(),
                 actor_id: None,
                 subject_id: None,
-                action: given.action.as_str().to_owned(),
-                resource_type: given.resource_type.as_ref().map(|kind| kind.as_str().to_owned()),
+                action: given.action.into_string(),
+                resource_type: given.resource_type.map(Term::into_string),
                 resource_id,
                 outcome: given.outcome.map(|outcome| outcome.as_str().to_owned()),
                 occurred_at: given.occurred_at.map(crate::clock::Timestamp::utc),
-                labels,
+                labels: merge(given.labels, own),
                 client_sealed: None,
                 metadata_sealed: None,
             },
-            given_id: given.id.is_some(),
+            given_id: kept.is_some(),
             creates: true,
             own: is_own,
-            metadata: given.metadata.clone(),
+            metadata: given.metadata,
             actor,
             subject,
             client,
-            given,
+            given: kept,
         })
     }
 
@@ -148,17 +153,14 @@ impl Draft {
         [self.actor.as_ref(), self.subject.as_ref()].into_iter().flatten()
     }
 
-    /// Fills in the persons and seals what is theirs: address and program with the actor's key, metadata with the
+    /// Fills in the persons and seals what is theirs, anew each time: address and program with the actor's key, metadata with the
     /// subject's, each with the other's where there is only one, and with the deployment's where there is none.
     ///
     /// # Errors
     /// The system's randomness failed.
-    pub fn seal(&self, known: &HashMap<String, Known>, own: &Deployment) -> Result<Entry> {
+    pub fn seal(&mut self, known: &HashMap<String, Known>, own: &Deployment) -> Result<()> {
         let find = |person: &Option<UserId>| person.as_ref().and_then(|person| known.get(person.as_str()));
         let (actor, subject) = (find(&self.actor), find(&self.subject));
-        let mut entry = self.entry.clone();
-        entry.actor_id = actor.map(|known| known.subject.id);
-        entry.subject_id = subject.map(|known| known.subject.id);
         let key = |first: Option<&Known>, second: Option<&Known>, column, text: &str| {
             let place = Place { table: TABLE, column, row: &self.entry.id };
             match first.or(second) {
@@ -166,19 +168,24 @@ impl Draft {
                 None => own.key.seal(place, text.as_bytes()),
             }
         };
-        entry.client_sealed =
+        let client =
             self.client.as_ref().map(|client| key(actor, subject, "client_sealed", client)).transpose()?;
-        entry.metadata_sealed = self
+        let metadata = self
             .metadata
             .as_ref()
             .map(|metadata| key(subject, actor, "metadata_sealed", metadata.as_str()))
             .transpose()?;
-        Ok(entry)
+        let ids = (actor.map(|known| known.subject.id), subject.map(|known| known.subject.id));
+        (self.entry.actor_id, self.entry.subject_id) = ids;
+        (self.entry.client_sealed, self.entry.metadata_sealed) = (client, metadata);
+        Ok(())
     }
 }
 
-fn merge(given: Option<&Labels>, own: Option<Labels>) -> Option<Labels> {
-    let all = given.into_iter().chain(own.as_ref()).flat_map(Labels::iter);
-    let labels = Labels::of(all.map(|(key, value)| (key.to_owned(), value.to_owned())));
+fn merge(given: Option<Labels>, own: Option<Labels>) -> Option<Labels> {
+    let labels = match (given, own) {
+        (Some(given), Some(own)) => given.with(own),
+        (given, own) => given.or(own)?,
+    };
     (!labels.is_empty()).then_some(labels)
 }

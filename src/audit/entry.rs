@@ -2,10 +2,13 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fmt;
 
 use chrono::{DateTime, Utc};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, de};
+use serde_json::value::RawValue;
 
 use super::merkle::{Hash, hex};
 use crate::clock::Timestamp;
@@ -56,6 +59,13 @@ impl Labels {
         Self(labels.into_iter().collect())
     }
 
+    /// These labels and others.
+    #[must_use]
+    pub fn with(mut self, others: Self) -> Self {
+        self.0.extend(others.0);
+        self
+    }
+
     /// Labels as they were stored.
     pub fn stored(value: &serde_json::Value) -> Option<Self> {
         serde_json::from_value::<BTreeMap<String, String>>(value.clone()).ok().map(Self)
@@ -94,10 +104,46 @@ impl Labels {
     }
 }
 
+/// Text to text, no key twice.
+struct Distinct(BTreeMap<String, String>);
+
+impl<'de> Deserialize<'de> for Distinct {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Members;
+        impl<'de> Visitor<'de> for Members {
+            type Value = Distinct;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of text to text")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Distinct, A::Error> {
+                let mut map = BTreeMap::new();
+                while let Some((key, value)) = members.next_entry()? {
+                    if map.insert(key, value).is_some() {
+                        return Err(de::Error::custom("a key comes twice"));
+                    }
+                }
+                Ok(Distinct(map))
+            }
+        }
+        deserializer.deserialize_map(Members)
+    }
+}
+
 impl<'de> Deserialize<'de> for Labels {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let json = Json::deserialize(deserializer)?;
-        let labels = Self(json.read().map_err(|_| de::Error::custom("must be an object of text to text"))?);
+        let raw = <&RawValue>::deserialize(deserializer)?;
+        let labels = match serde_json::from_str::<Distinct>(raw.get()) {
+            Ok(distinct) => Self(distinct.0),
+            // The long way says what is wrong, and of keys that come twice which.
+            Err(_) => Self(
+                Json::parse(raw.get())
+                    .map_err(de::Error::custom)?
+                    .read()
+                    .map_err(|_| de::Error::custom("must be an object of text to text"))?,
+            ),
+        };
         labels.check().map_err(de::Error::custom)?;
         Ok(labels)
     }
@@ -227,8 +273,12 @@ impl Entry {
             stream: self.stream,
             subject_id: self.subject_id,
         };
-        // Text, integers and null are always JSON.
-        serde_json::to_vec(&canonical).unwrap_or_default()
+        // Most fit, so that it is allocated once. Text, integers and null are always JSON.
+        let mut bytes = Vec::with_capacity(768);
+        match serde_json::to_writer(&mut bytes, &canonical) {
+            Ok(()) => bytes,
+            Err(_) => Vec::new(),
+        }
     }
 
     /// The leaf of this entry.

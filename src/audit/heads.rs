@@ -11,10 +11,10 @@ use diesel::sql_types::Timestamptz;
 use diesel_async::RunQueryDsl;
 
 use super::entry::Head;
+use super::head_mac::{HEAD, head_parts};
 use super::log::Log;
 use super::merkle::{Frontier, Hash, Node, cover};
 use super::note::{self, Checkpoint};
-use super::stream::{HEAD, head_parts};
 use super::tree::{HEADS, Tree};
 use crate::error::{Error, Result};
 use crate::keyring::SigningKey;

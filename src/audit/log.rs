@@ -1,12 +1,14 @@
 //! The log as the rest of sidekeep sees it: append to it, stage into it, read it, prove it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
 use super::by::By;
+use super::doing::{Doing, Leased};
 use super::draft::{Draft, Known};
 use super::entry::{Append, Outcome};
 use super::queue::{Queue, Receipt};
@@ -27,6 +29,7 @@ pub struct Log {
     pub(super) signers: Vec<SigningKey>,
     pub(super) verified: AtomicU64,
     queue: Queue,
+    doing: Arc<Doing>,
 }
 
 /// What was staged, if anything is to be.
@@ -47,18 +50,20 @@ impl Log {
         end: &CancellationToken,
     ) -> Self {
         let (queue, receivers) = Queue::new(audit.streams, audit.max_wait.duration());
+        let doing = Arc::new(Doing::default());
         for requests in receivers {
             let idempotency = audit.idempotency.duration();
-            let writer = Writer::new(store.clone(), keyring.clone(), requests, idempotency, end.clone());
+            let (store_too, doing) = (store.clone(), doing.clone());
+            let writer = Writer::new(store_too, keyring.clone(), requests, idempotency, doing, end.clone());
             store.tracker().spawn(writer.run());
         }
-        Self { store, keyring, signers, verified: AtomicU64::new(0), queue }
+        Self { store, keyring, signers, verified: AtomicU64::new(0), queue, doing }
     }
 
     /// The log for reading alone, by a process that appends nothing.
     pub fn reader(store: Arc<Store>, keyring: Arc<Keyring>, signers: Vec<SigningKey>) -> Self {
-        let (queue, _) = Queue::new(1, std::time::Duration::ZERO);
-        Self { store, keyring, signers, verified: AtomicU64::new(0), queue }
+        let (queue, _) = Queue::new(1, Duration::ZERO);
+        Self { store, keyring, signers, verified: AtomicU64::new(0), queue, doing: Arc::default() }
     }
 
     /// Whether this daemon has a key to sign checkpoints with.
@@ -71,9 +76,19 @@ impl Log {
         self.verified.load(Ordering::Relaxed)
     }
 
-    /// How many requests wait.
-    pub fn waiting(&self) -> usize {
-        self.queue.len()
+    /// How many requests wait, and how many may.
+    pub fn waiting(&self) -> (usize, usize) {
+        (self.queue.len(), self.queue.max())
+    }
+
+    /// The streams that this daemon has leased.
+    pub fn leased(&self) -> Vec<Leased> {
+        self.doing.leased()
+    }
+
+    /// How many entries were staged and waited when it was last looked, how long the oldest had, and how long ago that was.
+    pub fn lag(&self) -> Option<(staged::Lag, Duration)> {
+        self.doing.lag()
     }
 
     /// Makes the months ahead of need. Answers how many were made.
@@ -99,10 +114,11 @@ impl Log {
     pub async fn append(&self, by: &By, given: Vec<Append>) -> Result<Vec<Receipt>> {
         let many = given.len() > 1;
         let mut drafts: Vec<Draft> = Vec::with_capacity(given.len());
+        let mut ids = HashSet::new();
         for (index, given) in given.into_iter().enumerate() {
             let draft =
                 Draft::new(given, None).map_err(|error| if many { in_entry(index, error) } else { error })?;
-            if drafts.iter().any(|other| other.given_id && other.entry.id == draft.entry.id) {
+            if many && draft.given_id && !ids.insert(draft.entry.id.clone()) {
                 return Err(Error::invalid(
                     format!("entries[{index}].id"),
                     "is that of another entry of this call",
@@ -110,7 +126,7 @@ impl Log {
             }
             drafts.push(draft);
         }
-        self.queue.append(by.connection, drafts, &by.deadline).await
+        self.queue.append(by.connection, drafts, by.turn(), &by.deadline).await
     }
 
     /// Appends the access entry of a call that staged none, and waits for the commit.
@@ -118,7 +134,7 @@ impl Log {
     /// # Errors
     /// As [`Log::append`]; the call must not be answered then.
     pub async fn note(&self, by: &By, outcome: Outcome, deadline: &Deadline) -> Result<()> {
-        self.queue.append(by.connection, vec![by.draft(outcome)?], deadline).await.map(drop)
+        self.queue.append(by.connection, vec![by.draft(outcome)?], by.turn(), deadline).await.map(drop)
     }
 
     /// Enters that a peer was refused so often.
@@ -191,7 +207,7 @@ impl Log {
         &self,
         tx: &mut Connection,
         by: &By,
-        draft: Draft,
+        mut draft: Draft,
         subject: Option<Subject>,
     ) -> Result<Staged> {
         let mut known = HashMap::new();
@@ -209,7 +225,8 @@ impl Log {
             known.insert(actor.as_str().to_owned(), actor_known);
         }
         let own = self.keyring.own()?;
-        let sealed = staged::stage(tx, own, draft.seal(&known, own)?).await?;
+        draft.seal(&known, own)?;
+        let sealed = staged::stage(tx, own, draft.entry).await?;
         Ok(Some(Box::new(sealed)))
     }
 
@@ -226,7 +243,7 @@ impl Log {
     /// # Errors
     /// [`Error::Unavailable`] when the deadline comes first.
     pub async fn drained(&self, deadline: &Deadline) -> Result<()> {
-        staged::drained(&self.store, deadline).await
+        staged::drained(&self.store, self.keyring.own()?, deadline).await
     }
 }
 

@@ -61,8 +61,10 @@ impl fmt::Debug for Hash {
 
 /// Lower-case hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
+    let digit = |nibble: u8| char::from_digit(u32::from(nibble), 16).unwrap_or_default();
     bytes.iter().fold(String::with_capacity(bytes.len().saturating_mul(2)), |mut text, byte| {
-        text.push_str(&format!("{byte:02x}"));
+        text.push(digit(byte >> 4));
+        text.push(digit(byte & 15));
         text
     })
 }

@@ -19,47 +19,66 @@ const REMEMBERED: usize = 5_000;
 pub(super) struct People(HashMap<String, Known>);
 
 impl People {
-    /// Makes sure that everybody these entries name is known; who does not exist yet is created. Answers who was erased and is
-    /// refused for a while.
+    /// Looks up everybody whom these entries name.
+    ///
+    /// # Errors
+    /// The store's; those of a row that was changed.
+    pub(super) async fn find(
+        &mut self,
+        store: &Store,
+        keyring: &Keyring,
+        drafts: &[&Draft],
+        deadline: &Deadline,
+    ) -> Result<()> {
+        if self.0.len() > REMEMBERED {
+            self.0.clear();
+        }
+        let mut unknown: Vec<&str> = drafts
+            .iter()
+            .flat_map(|draft| draft.people())
+            .map(UserId::as_str)
+            .filter(|person| !self.0.contains_key(*person))
+            .collect();
+        unknown.sort_unstable();
+        unknown.dedup();
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        let found = store
+            .single(deadline, "audit.people", async |connection| Person::find(connection, &unknown).await)
+            .await?;
+        for person in found {
+            let wrapped_key = person.wrapped_key().to_vec();
+            let subject = Arc::new(keyring.open(person)?);
+            self.0.insert(subject.user_id.clone(), Known { subject, wrapped_key });
+        }
+        Ok(())
+    }
+
+    /// Whether an entry names somebody who does not exist yet.
+    pub(super) fn lacks<'a>(&self, mut drafts: impl Iterator<Item = &'a Draft>) -> bool {
+        drafts.any(|draft| draft.people().any(|person| !self.0.contains_key(person.as_str())))
+    }
+
+    /// Creates whom these entries name and who does not exist yet, where they may create somebody; to be called after
+    /// [`People::find`]. Answers who was erased and is refused for a while.
     ///
     /// # Errors
     /// The store's.
-    pub(super) async fn meet(
+    pub(super) async fn create(
         &mut self,
         store: &Store,
         keyring: &Keyring,
         drafts: &[&Draft],
         deadline: &Deadline,
     ) -> Result<Vec<String>> {
-        let mut refused = Vec::new();
-        if self.0.len() > REMEMBERED {
-            self.0.clear();
+        let creating = drafts.iter().filter(|draft| draft.creates).flat_map(|draft| draft.people());
+        let unknown: Vec<&UserId> = creating.filter(|person| !self.0.contains_key(person.as_str())).collect();
+        if unknown.is_empty() {
+            return Ok(Vec::new());
         }
-        for create in [true, false] {
-            let mut unknown: Vec<&UserId> = drafts.iter().flat_map(|draft| draft.people()).collect();
-            unknown.retain(|person| !self.0.contains_key(person.as_str()));
-            unknown.sort_unstable();
-            unknown.dedup();
-            if unknown.is_empty() {
-                break;
-            }
-            let user_ids: Vec<&str> = unknown.iter().map(|person| person.as_str()).collect();
-            let found = store
-                .single(deadline, "audit.people", async |connection| {
-                    Person::find(connection, &user_ids).await
-                })
-                .await?;
-            for person in found {
-                let wrapped_key = person.wrapped_key().to_vec();
-                let subject = Arc::new(keyring.open(person)?);
-                self.0.insert(subject.user_id.clone(), Known { subject, wrapped_key });
-            }
-            let creating = drafts.iter().filter(|draft| draft.creates).flat_map(|draft| draft.people());
-            unknown = creating.filter(|person| !self.0.contains_key(person.as_str())).collect();
-            if create && !unknown.is_empty() {
-                refused = keyring.create_allowed(store, deadline, &unknown).await?;
-            }
-        }
+        let refused = keyring.create_allowed(store, deadline, &unknown).await?;
+        self.find(store, keyring, drafts, deadline).await?;
         Ok(refused)
     }
 
@@ -69,15 +88,15 @@ impl People {
     }
 
     /// Whom these entries refer to, as the statement compares them.
-    pub(super) fn referred(&self, drafts: &[&Draft]) -> Vec<Referred> {
-        let mut referred: Vec<Referred> = drafts
+    pub(super) fn referred(&self, drafts: &[&Draft]) -> Vec<Referred<'_>> {
+        let mut referred: Vec<Referred<'_>> = drafts
             .iter()
             .flat_map(|draft| draft.people())
             .filter_map(|person| self.0.get(person.as_str()))
-            .map(|known| (known.subject.id, known.wrapped_key.clone()))
+            .map(|known| (known.subject.id, known.wrapped_key.as_slice()))
             .collect();
-        referred.sort_unstable();
-        referred.dedup();
+        referred.sort_unstable_by_key(|(id, _)| *id);
+        referred.dedup_by_key(|(id, _)| *id);
         referred
     }
 

@@ -9,6 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::draft::Draft;
 use super::stream::Sealed;
+use super::turn::Turn;
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use crate::store::Deadline;
@@ -110,7 +111,8 @@ impl Queue {
         self.streams.get(place).ok_or_else(|| Error::internal("no writer"))
     }
 
-    /// Appends these entries, all or none, and waits for the commit. Those of one connection keep their order.
+    /// Appends these entries, all or none, and waits for the commit. Those that take turns keep
+    /// their order.
     ///
     /// # Errors
     /// [`Error::Overloaded`] and [`Error::Unavailable`]: nothing was appended. [`Error::UnknownOutcome`]: the deadline
@@ -119,6 +121,7 @@ impl Queue {
         &self,
         connection: usize,
         drafts: Vec<Draft>,
+        turn: Option<Turn>,
         deadline: &Deadline,
     ) -> Result<Vec<Receipt>> {
         let stream = self.stream(connection)?;
@@ -130,7 +133,10 @@ impl Queue {
         let state = Arc::new(AtomicU8::new(WAITING));
         let waiting = state.clone();
         let entering = async {
-            // Where there is room nothing is waited for: entries of one connection are asked for in their order.
+            let _come = match turn {
+                Some(turn) => Some(turn.come().await),
+                None => None,
+            };
             if let (Ok(room), Ok(place)) =
                 (self.room.clone().try_acquire_many_owned(weight), stream.try_reserve())
             {
@@ -143,16 +149,15 @@ impl Queue {
             Ok(())
         };
         wait.run(entering).await.unwrap_or_else(|_| Err(full()))?;
-        match deadline.run(answer).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(Error::UnknownOutcome),
-            Err(_) => match waiting.compare_exchange(WAITING, WITHDRAWN, Ordering::AcqRel, Ordering::Acquire)
-            {
-                Ok(_) => Err(Error::unavailable(
-                    "the audit log cannot be written at present; nothing was appended",
-                )),
-                Err(_) => Err(Error::UnknownOutcome),
-            },
+        if let Ok(Ok(result)) = deadline.run(answer).await {
+            return result;
+        }
+        // The deadline came first, or the writer has ended.
+        match waiting.compare_exchange(WAITING, WITHDRAWN, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => {
+                Err(Error::unavailable("the audit log cannot be written at present; nothing was appended"))
+            }
+            Err(_) => Err(Error::UnknownOutcome),
         }
     }
 
@@ -166,6 +171,11 @@ impl Queue {
     /// How many requests wait.
     pub fn len(&self) -> usize {
         self.streams.iter().map(|stream| stream.max_capacity().saturating_sub(stream.capacity())).sum()
+    }
+
+    /// How many requests may wait.
+    pub fn max(&self) -> usize {
+        self.streams.iter().map(mpsc::Sender::max_capacity).sum()
     }
 
     /// Whether nothing waits.

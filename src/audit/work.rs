@@ -1,11 +1,12 @@
 //! What a writer has begun with: it belongs to a caller who waits, or is durable already and waits for its place.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
-use super::draft::Draft;
+use super::draft::{Draft, Known};
 use super::queue::{Group, Receipt, Request};
-use super::stream::Sealed;
-use crate::error::Error;
+use super::stream::{Placed, Sealed};
+use crate::error::{Error, Result};
+use crate::keyring::Deployment;
 
 /// How often a batch is prepared anew because persons changed under it.
 const TRIES: usize = 8;
@@ -57,6 +58,26 @@ impl Work {
         .iter()
     }
 
+    /// Seals what is not sealed yet.
+    ///
+    /// # Errors
+    /// The system's randomness failed.
+    pub(super) fn seal(&mut self, known: &HashMap<String, Known>, own: &Deployment) -> Result<()> {
+        match self {
+            Self::Append(group) => group.drafts.iter_mut().try_for_each(|draft| draft.seal(known, own)),
+            Self::Staged(_) => Ok(()),
+        }
+    }
+
+    /// Its entries, to be given their places.
+    pub(super) fn entries(&mut self) -> impl Iterator<Item = Placed<'_>> {
+        let (drafts, staged) = match self {
+            Self::Append(group) => (group.drafts.as_mut_slice(), None),
+            Self::Staged(sealed) => (<&mut [Draft]>::default(), Some((&mut sealed.entry, sealed.staged))),
+        };
+        drafts.iter_mut().map(|draft| (&mut draft.entry, None)).chain(staged)
+    }
+
     pub(super) fn is_repeatable(&self) -> bool {
         self.drafts().any(|draft| draft.given_id)
     }
@@ -67,6 +88,15 @@ impl Work {
             Self::Append(_) => None,
         };
         self.drafts().map(|draft| draft.entry.id.as_str()).chain(staged)
+    }
+
+    /// Those of its ids that may come again: nobody but this daemon knows an id of its own making yet.
+    fn known_ids(&self) -> impl Iterator<Item = &str> {
+        let staged = match self {
+            Self::Staged(sealed) => Some(sealed.entry.id.as_str()),
+            Self::Append(_) => None,
+        };
+        self.drafts().filter(|draft| draft.given_id).map(|draft| draft.entry.id.as_str()).chain(staged)
     }
 
     pub(super) fn number(&self) -> Option<i64> {
@@ -82,30 +112,27 @@ pub(super) fn distinct(waiting: &mut VecDeque<Work>) -> Vec<Work> {
     let mut ids = HashSet::new();
     let mut batch = Vec::new();
     while let Some(work) = waiting.pop_front() {
-        if work.ids().any(|id| ids.contains(id)) {
+        if work.known_ids().any(|id| ids.contains(id)) {
             waiting.push_front(work);
             break;
         }
-        ids.extend(work.ids().map(str::to_owned));
+        ids.extend(work.known_ids().map(str::to_owned));
         batch.push(work);
     }
     batch
 }
 
-pub(super) fn answer(batch: Vec<Work>, sealed: &[Sealed]) {
-    let mut entries = sealed.iter();
+/// Tells the callers where their entries are now.
+pub(super) fn answer(batch: Vec<Work>) {
     for work in batch {
-        let count = work.len();
-        let receipts = entries.by_ref().take(count).map(|sealed| Receipt {
-            id: sealed.entry.id.clone(),
-            stream: sealed.entry.stream,
-            position: sealed.entry.position,
-            recorded_at: sealed.entry.recorded_at.into(),
+        let Work::Append(mut group) = work else { continue };
+        let receipts = std::mem::take(&mut group.drafts).into_iter().map(|draft| Receipt {
+            id: draft.entry.id,
+            stream: draft.entry.stream,
+            position: draft.entry.position,
+            recorded_at: draft.entry.recorded_at.into(),
         });
-        let receipts: Vec<Receipt> = receipts.collect();
-        if let Work::Append(group) = work {
-            group.answer(Ok(receipts));
-        }
+        group.answer(Ok(receipts.collect()));
     }
 }
 

@@ -44,7 +44,7 @@ pub struct Job {
     limit: Duration,
     /// Whether it can count without changing anything.
     has_dry_run: bool,
-    /// Whether it runs so often that only the latest successes are kept.
+    /// Whether it runs so often that only the latest successes are kept, and none is entered in the log.
     pruned: bool,
     work: Work,
 }

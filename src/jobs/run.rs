@@ -15,9 +15,12 @@ use tokio_util::sync::CancellationToken;
 use super::claim::{self, JobRun, Run};
 use super::scheduler::Jobs;
 use super::{Counts, Job};
+use crate::audit::By;
+use crate::audit::entry::Outcome;
 use crate::error::{Error, Result, chain};
 use crate::store::Deadline;
 use crate::telemetry;
+use crate::values::RecordId;
 
 /// How often a holder says that it lives.
 const BEAT: Duration = Duration::from_secs(3);
@@ -122,7 +125,11 @@ impl Jobs {
         };
         let deadline = Deadline::after(GIVE_UP, self.cut.clone());
         let finished = loop {
-            match run.finish(self.store(), &result, &deadline).await {
+            let finished = match self.enter(job, run, &result, &deadline).await {
+                Ok(()) => run.finish(self.store(), &result, &deadline).await,
+                Err(error) => Err(error),
+            };
+            match finished {
                 Ok(finished) => break finished,
                 Err(_) if !deadline.has_passed() => tokio::time::sleep(AGAIN).await,
                 Err(error) => {
@@ -143,6 +150,28 @@ impl Jobs {
             }
         }
         (if result.is_ok() { "ok" } else { "failed" }, Some(finished))
+    }
+
+    /// Enters in the log how a run ended, once for each holder that it had. A success of what runs all the time is none: it
+    /// would have the log feed itself.
+    async fn enter(
+        &self,
+        job: &Job,
+        run: &Run,
+        result: &Result<serde_json::Value, String>,
+        deadline: &Deadline,
+    ) -> Result<()> {
+        if run.dry_run || (job.pruned && result.is_ok()) {
+            return Ok(());
+        }
+        let mut by = By::new(deadline.clone(), 0, "job.run", nix::unistd::geteuid().as_raw());
+        by.id = RecordId::parse(format!("{}.{}", run.run, run.epoch)).ok();
+        by.about("job", job.name);
+        by.tells("run", &run.run);
+        let counts = result.as_ref().ok().and_then(serde_json::Value::as_object);
+        counts.into_iter().flatten().for_each(|(name, count)| by.tells(name, count));
+        let outcome = if result.is_ok() { Outcome::Success } else { Outcome::Failure };
+        self.app.records.log().note(&by, outcome, deadline).await
     }
 
     async fn let_go(&self, job: &Job, run: &Run) {

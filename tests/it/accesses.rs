@@ -106,10 +106,8 @@ fn reads_across_people_are_listed_as_such_since_the_person_is_known() {
     let shown =
         client.ok("audit.query", json!({ "action": "audit.query", "subject_user_id": "alice", "limit": 1 }));
     let filter = &shown["items"][0]["metadata"]["filter"];
-    assert_eq!(
-        (&filter["action"], &filter["user_id"], &filter["resource_id"]),
-        (&json!("x*"), &json!(true), &json!(true))
-    );
+    assert_eq!(filter["action"], "x*");
+    assert!(filter["user_id"].is_number() && filter["resource_id"].is_number(), "{filter}");
     assert!(!filter.to_string().contains("alice"), "{filter}");
     daemon.assert_well();
 }

@@ -55,8 +55,8 @@ const ORDER: [&str; 42] = [
     "job.list",
     "job.history",
 ];
-const LAST: [&str; 5] =
-    ["conversation.update", "conversation.delete", "subject.status", "subject.erase", "subject.certificate"];
+const LAST: [&str; 4] =
+    ["conversation.update", "conversation.delete", "subject.erase", "subject.certificate"];
 
 pub fn document() -> Value {
     let printed = sidekeep(&["openrpc"]);

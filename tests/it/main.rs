@@ -14,7 +14,12 @@
 
 mod access;
 mod accesses;
+mod append_faults;
+mod append_faults_clock;
+mod append_faults_data;
+mod append_faults_load;
 mod audit;
+mod audit_contract;
 mod bad_input;
 mod commands;
 mod dev;

@@ -101,8 +101,10 @@ pub(super) fn add(methods: &mut Methods) {
             )
         },
         |call, tail: Tail| async move {
-            let max = call.app.config.limits.max_answer_bytes.bytes();
-            call.app.records.log().tail(&call.by, &tail, max).await
+            let (log, max) = (call.app.records.log(), call.app.config.limits.max_answer_bytes.bytes());
+            log.begin_tail(&call.by, &tail).await?;
+            call.calls.enter_begun(&call.by).await?;
+            log.tail(&call.by, &tail, max).await
         },
     );
 }

@@ -13,6 +13,8 @@ mod subject_holds;
 mod subject_reads;
 mod system;
 
+pub(super) use system::Found;
+
 use std::collections::HashMap;
 
 use futures_util::FutureExt;

@@ -1,19 +1,22 @@
 //! `system.*`: how the daemon is. Answered from what is known, without asking PostgreSQL.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use super::{About, Methods};
 use crate::app::State;
+use crate::audit::Leased;
 use crate::config::{LogLevel, Period};
 use crate::error::{Error, Result};
 use crate::jobs::{JOBS, Job, JobRun, RunState};
 use crate::rpc::call::Call;
 use crate::rpc::params::None;
-use crate::subjects::request::Counts;
+use crate::subjects::request::OpenRequests;
 
 /// A look at the server that is older than this says nothing of it.
 const STALE: Duration = Duration::from_secs(20);
@@ -29,6 +32,37 @@ enum Status {
     /// Calls that need PostgreSQL are refused.
     Unavailable,
 }
+
+/// What `system.health` answers, as it was found a moment ago at the most: looking costs more than answering, and whoever asks a
+/// hundred thousand times a second is not to pay for each.
+#[derive(Debug)]
+pub(in crate::rpc) struct Found {
+    at: Instant,
+    draining: bool,
+    health: Health,
+}
+
+/// The same, shared by those who ask in that moment.
+struct Recent(Arc<Found>);
+
+impl Serialize for Recent {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        self.0.health.serialize(serializer)
+    }
+}
+
+impl JsonSchema for Recent {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        Health::schema_name()
+    }
+
+    fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        Health::json_schema(generator)
+    }
+}
+
+/// How long what was found is true enough.
+const MOMENT: Duration = Duration::from_millis(5);
 
 /// One thing that was looked at.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
@@ -63,8 +97,12 @@ struct Report {
     connections: ConnectionsReport,
     /// Calls.
     calls: CallsReport,
-    /// How many requests wait for the writers of the audit log.
-    audit_queue: usize,
+    /// The streams of the audit log that this daemon writes at present; it leases one when it first has an entry.
+    streams: Vec<Leased>,
+    /// Requests that wait for the writers of the audit log.
+    queue: QueueReport,
+    /// What was written with changes, and is not in the audit log yet.
+    lag: LagReport,
     /// Connections to PostgreSQL.
     pool: PoolReport,
     /// What PostgreSQL last said of itself.
@@ -72,7 +110,7 @@ struct Report {
     /// What each job ran last, by its name.
     jobs: BTreeMap<&'static str, JobReport>,
     /// The requests of people that are open; null until they were counted.
-    requests: Option<Counts>,
+    requests: Option<OpenRequests>,
     /// The ids of the key-encryption keys, the active one first.
     kek_ids: Vec<String>,
     /// The least that is logged.
@@ -99,6 +137,26 @@ struct CallsReport {
     max: usize,
     /// Whether this daemon is ending.
     draining: bool,
+}
+
+/// Requests that wait for the writers.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+struct QueueReport {
+    /// How many wait.
+    waiting: usize,
+    /// How many may.
+    max: usize,
+}
+
+/// How far the log is behind the records, in the whole database.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+struct LagReport {
+    /// How many entries wait.
+    staged: Option<i64>,
+    /// How long the oldest has waited.
+    oldest_seconds: Option<f64>,
+    /// How long ago it was looked.
+    age_seconds: Option<u64>,
 }
 
 /// The pool.
@@ -174,13 +232,13 @@ pub(super) fn add(methods: &mut Methods) {
             "Whether calls can be answered, and why not. Answers at once, however busy the daemon is.",
             ("{}", r#"{"status":"ok","checks":{"database":{"status":"ok","message":null},"drain":{"status":"ok","message":null},"jobs":{"status":"ok","message":null}}}"#),
         ),
-        |call, _: None| async move { Ok(health(&call)) },
+        |call, _: None| std::future::ready(Ok(recent_health(&call))),
     );
     methods.add(
         About::own(
             "system.status",
             "Version, uptime, calls, pool and what PostgreSQL last said of itself.",
-            ("{}", r#"{"version":"0.1.0","deployment":"sidekeep","uptime_seconds":12,"health":{"status":"ok","checks":{"database":{"status":"ok","message":null},"drain":{"status":"ok","message":null},"jobs":{"status":"ok","message":null}}},"connections":{"open":1,"max":10000},"calls":{"in_flight":0,"max":4096,"draining":false},"audit_queue":0,"pool":{"max":8,"open":1,"free":1,"waiting":0},"database":{"version":"150018","in_recovery":false,"synchronous_standby_names":"","synchronous_standbys":0,"age_seconds":1},"jobs":{},"requests":{"open":3,"due_soon":1,"overdue":0},"kek_ids":["6c1b9f0d2a7e4835"],"log_level":"info","reload_error":null}"#),
+            ("{}", r#"{"version":"0.1.0","deployment":"sidekeep","uptime_seconds":12,"health":{"status":"ok","checks":{"database":{"status":"ok","message":null},"drain":{"status":"ok","message":null},"jobs":{"status":"ok","message":null}}},"connections":{"open":1,"max":10000},"calls":{"in_flight":0,"max":4096,"draining":false},"streams":[{"stream":0,"size":42,"epoch":1,"leased_until":"2026-11-20T19:55:15.000000Z"}],"queue":{"waiting":0,"max":16384},"lag":{"staged":0,"oldest_seconds":0.0,"age_seconds":1},"pool":{"max":8,"open":1,"free":1,"waiting":0},"database":{"version":"150018","in_recovery":false,"synchronous_standby_names":"","synchronous_standbys":0,"age_seconds":1},"jobs":{},"requests":{"open":3,"due_soon":1,"overdue":0},"kek_ids":["6c1b9f0d2a7e4835"],"log_level":"info","reload_error":null}"#),
         ),
         |call, _: None| async move { Ok(report(&call)) },
     );
@@ -272,6 +330,18 @@ fn job_reports(call: &Call) -> BTreeMap<&'static str, JobReport> {
     JOBS.iter().map(report).collect()
 }
 
+fn recent_health(call: &Call) -> Recent {
+    let (known, draining) = (call.calls.health(), call.calls.is_draining());
+    if let Some(found) =
+        known.load_full().filter(|found| found.draining == draining && found.at.elapsed() < MOMENT)
+    {
+        return Recent(found);
+    }
+    let found = Arc::new(Found { at: Instant::now(), draining, health: health(call) });
+    known.store(Some(found.clone()));
+    Recent(found)
+}
+
 fn health(call: &Call) -> Health {
     let draining = call.calls.is_draining();
     let drain = Check {
@@ -288,6 +358,20 @@ fn health(call: &Call) -> Health {
         Status::Ok
     };
     Health { status, checks }
+}
+
+fn queue(call: &Call) -> QueueReport {
+    let (waiting, max) = call.app.records.log().waiting();
+    QueueReport { waiting, max }
+}
+
+fn lag(call: &Call) -> LagReport {
+    let lag = call.app.records.log().lag();
+    LagReport {
+        staged: lag.map(|(lag, _)| lag.entries),
+        oldest_seconds: lag.map(|(lag, _)| lag.seconds),
+        age_seconds: lag.map(|(_, age)| age.as_secs()),
+    }
 }
 
 fn report(call: &Call) -> Report {
@@ -309,7 +393,9 @@ fn report(call: &Call) -> Report {
             max: call.app.config.limits.calls,
             draining: call.calls.is_draining(),
         },
-        audit_queue: call.app.records.log().waiting(),
+        streams: call.app.records.log().leased(),
+        queue: queue(call),
+        lag: lag(call),
         pool: PoolReport { max: pool.max, open: pool.open, free: pool.free, waiting: pool.waiting },
         database: DatabaseReport {
             version: server.as_ref().map(|server| server.version.clone()),
@@ -342,6 +428,12 @@ fn gauges(call: &Call) {
             let count = usize::try_from(count).unwrap_or(usize::MAX);
             metrics::gauge!(crate::telemetry::REQUESTS, "state" => state).set(number(count));
         }
+    }
+    metrics::gauge!(crate::telemetry::AUDIT_QUEUE).set(number(call.app.records.log().waiting().0));
+    if let Some((lag, _)) = call.app.records.log().lag() {
+        let entries = usize::try_from(lag.entries).unwrap_or_default();
+        metrics::gauge!(crate::telemetry::AUDIT_STAGED).set(number(entries));
+        metrics::gauge!(crate::telemetry::AUDIT_STAGED_AGE).set(lag.seconds);
     }
     for (name, last) in call.calls.jobs().ended() {
         metrics::gauge!(crate::telemetry::JOB_AGE, "job" => name).set(last.age().as_secs_f64());

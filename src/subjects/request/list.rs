@@ -99,7 +99,7 @@ fn size(stored: &Stored) -> i64 {
 
 /// How many open requests press.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema, QueryableByName)]
-pub struct Counts {
+pub struct OpenRequests {
     /// How many are open.
     #[diesel(sql_type = Int8)]
     pub open: i64,
@@ -124,13 +124,13 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How many requests pressed when last looked, so that status and figures ask nobody.
 #[derive(Debug, Default)]
 pub struct Pressing {
-    seen: Mutex<Option<Counts>>,
+    seen: Mutex<Option<OpenRequests>>,
     changed: Notify,
 }
 
 impl Pressing {
     /// What was last seen; nothing before the first look, and while PostgreSQL is away.
-    pub fn seen(&self) -> Option<Counts> {
+    pub fn seen(&self) -> Option<OpenRequests> {
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -145,7 +145,7 @@ impl Pressing {
             let deadline = Deadline::after(PATIENCE, end.clone());
             let counts = store
                 .single(&deadline, "request.counts", async |connection| {
-                    Ok(diesel::sql_query(COUNT).get_result::<Counts>(connection).await?)
+                    Ok(diesel::sql_query(COUNT).get_result::<OpenRequests>(connection).await?)
                 })
                 .await;
             *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = counts.ok();

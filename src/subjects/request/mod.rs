@@ -7,7 +7,7 @@ mod list;
 mod time;
 mod work;
 
-pub use list::{Counts, List, Pressing, list};
+pub use list::{List, OpenRequests, Pressing, list};
 pub use work::{close, extend, open};
 
 use chrono::{DateTime, Utc};
@@ -75,6 +75,7 @@ impl Right {
 /// Whether there is something left to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[schemars(rename = "RequestState")]
 pub enum State {
     /// There is.
     Open,

@@ -3,7 +3,7 @@
 //!
 //! It reads the protocol's messages (PostgreSQL's manual, chapter 55), and changes none.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -39,7 +39,8 @@ struct Trap {
 
 #[derive(Default)]
 struct State {
-    trap: Option<Trap>,
+    /// The first of them is set; the others follow.
+    traps: VecDeque<Trap>,
     sprung: u32,
 }
 
@@ -76,7 +77,13 @@ impl Proxy {
 
     /// Lets this happen at the next statement that is such a one; once.
     pub fn fail(&self, fault: Fault, what: impl Fn(&str) -> bool + Send + 'static) {
-        self.state.lock().unwrap().trap = Some(Trap { what: Box::new(what), fault });
+        self.state.lock().unwrap().traps.clear();
+        self.then_fail(fault, what);
+    }
+
+    /// Lets this happen at such a statement after everything that is still to happen.
+    pub fn then_fail(&self, fault: Fault, what: impl Fn(&str) -> bool + Send + 'static) {
+        self.state.lock().unwrap().traps.push_back(Trap { what: Box::new(what), fault });
     }
 
     /// How often it happened.
@@ -87,11 +94,9 @@ impl Proxy {
 
 impl State {
     fn spring(&mut self, statement: &str) -> Option<Fault> {
-        if !self.trap.as_ref().is_some_and(|trap| (trap.what)(statement)) {
-            return None;
-        }
+        let trap = self.traps.pop_front_if(|trap| (trap.what)(statement))?;
         self.sprung += 1;
-        self.trap.take().map(|trap| trap.fault)
+        Some(trap.fault)
     }
 }
 

@@ -5,10 +5,10 @@ use std::time::Duration;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::Value;
 
-use super::client::{Client, request};
-use super::place::{Daemon, Place};
-use super::report::{Report, Target, median};
 use crate::Extent;
+use crate::support::client::{Client, request};
+use crate::support::place::{Daemon, Place};
+use crate::support::report::{Report, Target, median};
 
 const MIB: f64 = 1024.0 * 1024.0;
 const CONNECTIONS: usize = 1000;
@@ -19,7 +19,7 @@ const CALM: Duration = Duration::from_secs(1);
 pub(crate) fn starts(report: &mut Report, place: &Place, extent: Extent) -> anyhow::Result<()> {
     let mut times = Vec::new();
     for _ in 0..extent.starts {
-        times.push(place.serve()?.ready_after.as_secs_f64());
+        times.push(place.serve("sidekeep", crate::AUDIT)?.ready_after.as_secs_f64());
     }
     report.section("start");
     report.target("ready after", median(&mut times), "s", Target::AtMost(0.3));

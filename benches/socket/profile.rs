@@ -6,12 +6,13 @@ use serde_json::json;
 use tokio_postgres::{Client as Postgres, NoTls, Statement};
 use tokio_util::task::TaskTracker;
 
-use super::client::request;
-use super::load::{Load, Shape};
-use super::place::{Daemon, Place};
-use super::placement::OneCpu;
-use super::report::{Report, Target, Turns, microseconds, times};
 use crate::Extent;
+use crate::round_trip::rate;
+use crate::support::client::request;
+use crate::support::load::{Load, Shape};
+use crate::support::place::{Daemon, Place};
+use crate::support::placement::OneCpu;
+use crate::support::report::{Report, Target, Turns, microseconds, times};
 
 const USER: &str = "bench-profile";
 /// The columns and the join of `profile.get`.
@@ -47,7 +48,7 @@ pub(crate) fn get(report: &mut Report, place: &Place, daemon: &Daemon, extent: E
     let load = Load::new()?;
     for depth in [1, 16] {
         let shape = Shape { connections: 32, depth, length: Duration::from_secs(1) };
-        let rate = load.rate(daemon.socket(), &line, shape)?;
+        let rate = rate(&load, daemon.socket(), &line, shape)?;
         report.figure(&format!("profile.get, 32 connections x {depth}"), &format!("{rate:>9.0}/s"));
     }
     Ok(())

@@ -1,16 +1,17 @@
 //! `system.health` against an echo of the same requests.
 
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
 
-use super::client::{Client, request};
 use super::echo::Echo;
-use super::load::{Load, Shape};
-use super::place::Daemon;
-use super::placement::OneCpu;
-use super::report::{Report, Target, Turns, median, times};
 use crate::Extent;
+use crate::support::client::{Client, request};
+use crate::support::load::{Lines, Load, Shape};
+use crate::support::place::Daemon;
+use crate::support::placement::OneCpu;
+use crate::support::report::{Report, Target, Turns, median, times};
 
 /// One connection, one call at a time.
 pub(crate) fn one_at_a_time(
@@ -48,10 +49,10 @@ pub(crate) fn pipelined(
         let shape = Shape { connections: 32, depth, length: Duration::from_millis(100) };
         let (mut by_message, mut by_read) = (Turns::default(), Turns::default());
         for _ in 0..extent.turns {
-            let echoed = load.rate(&echo.by_message, &line, shape)?;
-            let ours = load.rate(daemon.socket(), &line, shape)?;
+            let echoed = rate(&load, &echo.by_message, &line, shape)?;
+            let ours = rate(&load, daemon.socket(), &line, shape)?;
             by_message.add(vec![echoed], vec![ours]);
-            by_read.add(vec![load.rate(&echo.by_read, &line, shape)?], vec![ours]);
+            by_read.add(vec![rate(&load, &echo.by_read, &line, shape)?], vec![ours]);
         }
         let figures = format!(
             "{:>9.0}   echo {:>9.0}, with one write a read {:>9.0}",
@@ -69,4 +70,10 @@ pub(crate) fn pipelined(
         report.figure("    / echo with one write a read (the ceiling)", &format!("{:.2}", by_read.ratio()));
     }
     Ok(())
+}
+
+/// Answers in a second to one request.
+pub(crate) fn rate(load: &Load, path: &Path, line: &[u8], shape: Shape) -> anyhow::Result<f64> {
+    let lines = Lines::new(std::iter::repeat_n(line.to_vec(), shape.depth), 1);
+    Ok(load.run(&[path], &lines, shape)?.rate())
 }
