@@ -105,10 +105,10 @@ impl Draft {
         let has_client = client.ip_address.is_some() || client.user_agent.is_some();
         let client =
             has_client.then(|| serde_json::to_string(&client).map_err(Error::internal)).transpose()?;
-        let is_own = own.is_some();
         let kept = given.id.is_some().then(|| Box::new(given.clone()));
         let id = given.id.unwrap_or_else(RecordId::generate);
         Ok(Self {
+            own: own.is_some(),
             entry: Entry {
                 stream: 0,
                 position: 0,
@@ -128,7 +128,6 @@ impl Draft {
             },
             given_id: kept.is_some(),
             creates: true,
-            own: is_own,
             metadata: given.metadata,
             actor,
             subject,

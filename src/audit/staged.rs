@@ -189,6 +189,25 @@ pub async fn lag(store: &Store, deadline: &Deadline) -> Result<Lag> {
         .await
 }
 
+/// Entries with this action that a daemon has staged.
+///
+/// # Errors
+/// The database's.
+pub async fn genuine(connection: &mut Connection, own: &Deployment, action: &str) -> Result<Vec<Entry>> {
+    let rows: Vec<Stored> = audit_staged::table
+        .filter(audit_staged::action.eq(action))
+        .order(audit_staged::number)
+        .select(Stored::as_select())
+        .load(connection)
+        .await?;
+    Ok(rows
+        .into_iter()
+        .filter_map(Stored::entry)
+        .filter(|(_, mac, entry)| own.verifies(PURPOSE, &[own.name().as_bytes(), &entry.canonical()], mac))
+        .map(|(_, _, entry)| entry)
+        .collect())
+}
+
 /// Which of these are still there.
 ///
 /// # Errors

@@ -11,8 +11,10 @@ use tokio_postgres::{Row, Statement};
 use super::columns::Columns;
 use super::doing::Leased;
 use super::entry::{Entry, FORMAT};
+use super::growth::Growth;
 use super::head_mac::{HEAD, head_parts};
-use super::merkle::{Frontier, Hash};
+use super::merkle::Hash;
+use super::publication::Publication;
 use super::refused::{Refused, away, late, refusal};
 use crate::error::{Error, Result};
 use crate::keyring::Deployment;
@@ -33,7 +35,7 @@ const TAKE: &str = "UPDATE sidekeep.audit_streams SET epoch = epoch + 1, leased_
     AND leased_until NOT BETWEEN now() AND now() + interval '1 minute' \
     AND coalesce(last_recorded_at <= now() + interval '1 minute', true) \
     ORDER BY stream LIMIT 1 FOR UPDATE SKIP LOCKED) \
-    RETURNING stream, epoch - 1 AS sealed_epoch, epoch, size, root, head_mac, frontier, last_recorded_at, clock_timestamp() AS now";
+    RETURNING stream, epoch - 1 AS sealed_epoch, epoch, size, root, head_mac, frontier, edge, last_recorded_at, clock_timestamp() AS now";
 /// Makes a stream where there is none to take. Two daemons at once: one of them takes the next number.
 const MAKE: &str = "INSERT INTO sidekeep.audit_streams (stream, epoch, size, root, head_mac, frontier, leased_until) \
     SELECT $1, 1, 0, $2, $3, '', now() + $4::text::interval ON CONFLICT DO NOTHING RETURNING clock_timestamp() AS now";
@@ -54,7 +56,7 @@ const FENCE: &str = "UPDATE sidekeep.audit_streams SET epoch = epoch + 1, leased
 /// time within a minute of PostgreSQL's, and with every person still there under the same key; everything else hangs on
 /// the head. Staged entries that were not there to be taken make it fail as a whole.
 const APPEND: &str = "WITH head AS ( \
-    UPDATE sidekeep.audit_streams SET size = $4, root = $5, head_mac = $6, frontier = $7, last_recorded_at = $8, \
+    UPDATE sidekeep.audit_streams SET size = $4, root = $5, head_mac = $6, frontier = $7, edge = $29, last_recorded_at = $8, \
         leased_until = now() + interval '15 seconds' \
     WHERE stream = $1 AND epoch = $2 AND size = $3 AND leased_until > now() AND closed_at IS NULL \
         AND $8::timestamptz BETWEEN now() - interval '1 minute' AND now() + interval '1 minute' \
@@ -69,8 +71,9 @@ const APPEND: &str = "WITH head AS ( \
             $18::text[], $19::timestamptz[], $20::jsonb[], $21::bytea[], $22::bytea[], $23::bytea[]) \
             AS e (position, id, actor_id, subject_id, action, resource_type, resource_id, outcome, occurred_at, labels, \
             client_sealed, metadata_sealed, leaf_hash)), \
-    nodes AS (INSERT INTO sidekeep.audit_nodes (stream, level, index, hash) \
-        SELECT head.stream, n.level, n.index, n.hash FROM head, unnest($24::int[], $25::bigint[], $26::bytea[]) AS n (level, index, hash)), \
+    nodes AS (INSERT INTO sidekeep.audit_nodes (stream, level, index, hash, children) \
+        SELECT head.stream, n.level, n.index, n.hash, n.children FROM head, \
+            unnest($24::int[], $25::bigint[], $26::bytea[], $28::bytea[]) AS n (level, index, hash, children)), \
     gone AS (DELETE FROM sidekeep.audit_staged WHERE number = ANY ($27::bigint[]) AND EXISTS (SELECT FROM head) RETURNING 1) \
     SELECT (SELECT count(*) FROM head) AS heads, \
         CASE WHEN (SELECT count(*) FROM head) = 1 AND (SELECT count(*) FROM gone) <> cardinality($27::bigint[]) \
@@ -99,7 +102,7 @@ pub(super) struct Stream {
     /// Its number.
     pub number: i32,
     epoch: i64,
-    frontier: Frontier,
+    tree: Growth,
     last_recorded_at: Option<DateTime<Utc>>,
     /// What time it was when the lease was last renewed.
     clock: (DateTime<Utc>, Instant),
@@ -136,19 +139,25 @@ pub(super) struct Sent {
     pub at: Appended,
     /// The leaf of its first entry.
     first: Option<Hash>,
-    frontier: Frontier,
+    tree: Growth,
 }
 
 /// A fenced stream: its new epoch, the connection that goes on with it, and what time it is.
 type Fenced = (i64, Dedicated, Statement, (DateTime<Utc>, Instant));
 
 impl Stream {
-    /// Leases a stream on a connection of its own. One whose head no daemon has sealed is left alone, and told.
+    /// Leases a stream on a connection of its own, once the log that it leads to was compared with its publication. One whose
+    /// head no daemon has sealed is left alone, and told.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
-    pub(super) async fn lease(store: &Store, own: &Deployment, deadline: &Deadline) -> Result<Self> {
-        let connection = store.dedicated(deadline).await?;
+    pub(super) async fn lease(
+        publication: &Publication,
+        own: &Deployment,
+        deadline: &Deadline,
+    ) -> Result<Self> {
+        let connection = publication.store.dedicated(deadline).await?;
+        publication.admit(&connection.run, deadline).await?;
         let leasing = async {
             let append = connection.client.prepare(APPEND).await.map_err(away)?;
             let mut refused: Vec<i32> = Vec::new();
@@ -161,9 +170,9 @@ impl Stream {
                     return Self::made(connection, append, own).await;
                 };
                 let number: i32 = row.get("stream");
-                if let Some(frontier) = sealed_frontier(own, &row) {
-                    let (epoch, size): (i64, _) = (row.get("epoch"), frontier.size());
-                    let parts = head_parts(own.name(), number, epoch, size, frontier.root());
+                if let Some(tree) = sealed_tree(own, &row) {
+                    let (epoch, size): (i64, _) = (row.get("epoch"), tree.size());
+                    let parts = head_parts(own.name(), number, epoch, size, tree.root());
                     let mac = own.mac(HEAD, &parts.parts());
                     connection.client.execute(SEAL, &[&number, &epoch, &mac]).await.map_err(away)?;
                     connection.commit().await.map_err(away)?;
@@ -174,13 +183,13 @@ impl Stream {
                         append,
                         number,
                         epoch,
-                        frontier,
+                        tree,
                         last_recorded_at,
                         clock,
                         appended: None,
                     });
                 }
-                connection.client.batch_execute("ROLLBACK").await.map_err(away)?;
+                connection.roll_back().await.map_err(away)?;
                 tracing::error!(
                     stream = number,
                     "its head was not sealed by a daemon; it is not appended to"
@@ -195,9 +204,9 @@ impl Stream {
         loop {
             let next = connection.client.query_one(NEXT, &[]).await.map_err(away)?;
             let number: i32 = next.get("stream");
-            let frontier = Frontier::default();
-            let mac = own.mac(HEAD, &head_parts(own.name(), number, 1, 0, frontier.root()).parts());
-            let root = frontier.root().bytes().to_vec();
+            let tree = Growth::default();
+            let mac = own.mac(HEAD, &head_parts(own.name(), number, 1, 0, tree.root()).parts());
+            let root = tree.root().bytes().to_vec();
             let made =
                 connection.client.query_opt(MAKE, &[&number, &root, &mac, &LEASE]).await.map_err(away)?;
             if let Some(row) = made {
@@ -207,7 +216,7 @@ impl Stream {
                     append,
                     number,
                     epoch: 1,
-                    frontier,
+                    tree,
                     last_recorded_at: None,
                     clock,
                     appended: None,
@@ -258,7 +267,7 @@ impl Stream {
         let renewed = self.appended.map_or(self.clock.0, |at| at.max(self.clock.0));
         Leased {
             stream: self.number,
-            size: self.frontier.size(),
+            size: self.tree.size(),
             epoch: self.epoch,
             leased_until: renewed.checked_add_signed(LASTS).unwrap_or(renewed).into(),
         }
@@ -290,28 +299,24 @@ impl Stream {
         deadline: &Deadline,
     ) -> Result<Appended, (Refused, Sent)> {
         let recorded_at = self.now();
-        let mut frontier = self.frontier.clone();
-        let (mut leaves, mut subtrees) = (Vec::with_capacity(batch.len()), Vec::new());
-        let first = i64::try_from(frontier.size()).unwrap_or(i64::MAX);
+        let mut tree = self.tree.clone();
+        let (mut leaves, mut tiles) = (Vec::with_capacity(batch.len()), Vec::new());
+        let first = i64::try_from(tree.size()).unwrap_or(i64::MAX);
         for (entry, _) in batch.iter_mut() {
             entry.stream = self.number;
-            entry.position = i64::try_from(frontier.size()).unwrap_or(i64::MAX);
+            entry.position = i64::try_from(tree.size()).unwrap_or(i64::MAX);
             entry.recorded_at = recorded_at;
             entry.format = FORMAT;
             let leaf = entry.leaf();
             leaves.push(leaf);
-            frontier.push(leaf, |node, hash| {
-                if node.level.is_multiple_of(8) {
-                    subtrees.push((node, hash));
-                }
-            });
+            tree.push(leaf, |tile| tiles.push(tile));
         }
-        let columns = Columns::of(batch, &leaves, &subtrees);
+        let columns = Columns::of(batch, &leaves, &tiles);
         let at = Appended { stream: self.number, first, recorded_at };
-        let sent = Sent { at, first: leaves.first().copied(), frontier };
+        let sent = Sent { at, first: leaves.first().copied(), tree };
         match deadline.run(self.send(own, &sent, &columns, people)).await {
             Ok(Ok(())) => {
-                self.frontier = sent.frontier;
+                self.tree = sent.tree;
                 self.last_recorded_at = Some(recorded_at);
                 self.appended = self.last_recorded_at;
                 Ok(at)
@@ -328,13 +333,17 @@ impl Stream {
         columns: &Columns<'_>,
         people: &[Referred<'_>],
     ) -> Result<(), Refused> {
-        let (size, root) = (sent.frontier.size(), sent.frontier.root());
+        let (size, root) = (sent.tree.size(), sent.tree.root());
         let mac = own.mac(HEAD, &head_parts(own.name(), self.number, self.epoch, size, root).parts());
         let (ids, keys): (Vec<i64>, Vec<&[u8]>) = people.iter().copied().unzip();
         let c = columns;
         let warnings = self.connection.seen.warnings();
-        let (size, root, frontier) =
-            (i64::try_from(size).unwrap_or(i64::MAX), root.bytes().as_slice(), sent.frontier.to_bytes());
+        let (size, root, frontier) = (
+            i64::try_from(size).unwrap_or(i64::MAX),
+            root.bytes().as_slice(),
+            sent.tree.frontier().to_bytes(),
+        );
+        let edge = sent.tree.edge();
         let params: &[&(dyn ToSql + Sync)] = &[
             &self.number,
             &self.epoch,
@@ -363,6 +372,8 @@ impl Stream {
             &c.index,
             &c.hash,
             &c.staged,
+            &c.children,
+            &edge,
         ];
         match self.connection.client.query_one(&self.append, params).await {
             // "Committed locally, but might not have been replicated": not what was asked for.
@@ -405,7 +416,7 @@ impl Stream {
                 let next = epoch_and_connection.map(|(epoch, connection, append, clock)| {
                     let committed = settled == Settled::Committed;
                     Self {
-                        frontier: if committed { sent.frontier } else { self.frontier },
+                        tree: if committed { sent.tree } else { self.tree },
                         last_recorded_at: if committed {
                             Some(sent.at.recorded_at)
                         } else {
@@ -447,9 +458,14 @@ impl Stream {
                 None => (self.look(&connection, sent).await?, None),
                 Some(row) => {
                     let (epoch, root): (i64, &[u8]) = (row.get("epoch"), row.get("root"));
-                    let committed = root == sent.frontier.root().bytes();
-                    let frontier = if committed { &sent.frontier } else { &self.frontier };
-                    let parts = head_parts(own.name(), self.number, epoch, frontier.size(), frontier.root());
+                    let committed = root == sent.tree.root().bytes();
+                    if !committed && root != self.tree.root().bytes() {
+                        // Another server, which lacks what this daemon had appended before. Without a commit the fence is
+                        // undone.
+                        return Ok((Settled::NotCommitted, None));
+                    }
+                    let tree = if committed { &sent.tree } else { &self.tree };
+                    let parts = head_parts(own.name(), self.number, epoch, tree.size(), tree.root());
                     let mac = own.mac(HEAD, &parts.parts());
                     connection.client.execute(SEAL, &[&self.number, &epoch, &mac]).await.map_err(away)?;
                     (committed, Some((epoch, append, (row.get("now"), Instant::now()))))
@@ -477,12 +493,13 @@ impl Stream {
     }
 }
 
-/// The frontier of a stream that was taken, where a daemon has sealed its head.
-fn sealed_frontier(own: &Deployment, row: &Row) -> Option<Frontier> {
+/// The tree of a stream that was taken, where a daemon has sealed its head and the edge leads to it.
+fn sealed_tree(own: &Deployment, row: &Row) -> Option<Growth> {
     let number: i32 = row.get("stream");
     let size = u64::try_from(row.get::<_, i64>("size")).ok()?;
     let root = Hash::read(row.get("root"))?;
-    let frontier = Frontier::from_bytes(size, row.get("frontier"))?;
+    let tree = Growth::read(size, row.get("edge"))?;
     let sealed = head_parts(own.name(), number, row.get("sealed_epoch"), size, root);
-    (frontier.root() == root && own.verifies(HEAD, &sealed.parts(), row.get("head_mac"))).then_some(frontier)
+    let leads = tree.root() == root && tree.frontier().to_bytes() == row.get::<_, &[u8]>("frontier");
+    (leads && own.verifies(HEAD, &sealed.parts(), row.get("head_mac"))).then_some(tree)
 }

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::doing::Doing;
 use super::draft::Draft;
 use super::people::People;
+use super::publication::Publication;
 use super::queue::Request;
 use super::refused::Refused;
 use super::staged;
@@ -35,6 +36,7 @@ const AGAIN: Duration = Duration::from_millis(10);
 /// One writer: it has at most one stream at a time.
 #[derive(Debug)]
 pub struct Writer {
+    publication: Arc<Publication>,
     pub(super) store: Arc<Store>,
     pub(super) keyring: Arc<Keyring>,
     requests: mpsc::Receiver<Request>,
@@ -52,14 +54,15 @@ pub struct Writer {
 impl Writer {
     /// A writer without a stream yet.
     pub(super) fn new(
-        store: Arc<Store>,
-        keyring: Arc<Keyring>,
+        publication: Arc<Publication>,
         requests: mpsc::Receiver<Request>,
         idempotency: Duration,
         doing: Arc<Doing>,
         end: CancellationToken,
     ) -> Self {
+        let (store, keyring) = (publication.store.clone(), publication.keyring.clone());
         Self {
+            publication,
             store,
             keyring,
             requests,
@@ -150,10 +153,10 @@ impl Writer {
         {
             self.stream = None;
         }
-        let Ok(own) = self.keyring.own() else { return };
         if let Ok(lag) = staged::lag(&self.store, &deadline).await {
             self.doing.lags(lag);
         }
+        let Ok(own) = self.keyring.own() else { return };
         match staged::orphans(&self.store, own, self.staged, &deadline).await {
             Ok((orphans, next)) => {
                 self.staged = next;
@@ -195,8 +198,14 @@ impl Writer {
             self.stream = None;
             match self.lease(&deadline).await {
                 Ok(stream) => self.stream = Some(stream),
-                Err(error) => return Err((error, batch)),
+                Err(error) if self.publication.refusal().is_none() => return Err((error, batch)),
+                Err(_) => {}
             }
+        }
+        // What is staged stays so, until the gap is declared.
+        if self.publication.refusal().is_some() {
+            refuse(batch, || self.publication.refusal().unwrap_or_else(|| Error::unavailable("try again")));
+            return Ok(Vec::new());
         }
         let batch = match self.weed(batch).await {
             Ok(batch) => batch,
@@ -252,7 +261,7 @@ impl Writer {
     }
 
     async fn lease(&self, deadline: &Deadline) -> Result<Stream> {
-        Stream::lease(&self.store, self.keyring.own()?, deadline).await
+        Stream::lease(&self.publication, self.keyring.own()?, deadline).await
     }
 
     /// What to do about a batch that was not appended; answers what is to be tried again.

@@ -22,6 +22,7 @@ mod man;
 mod migrate;
 mod openrpc;
 mod output;
+mod recover;
 mod request;
 mod serve;
 mod setup;
@@ -74,6 +75,7 @@ enum Command {
     DataMap(data_map::Args),
     Verify(verify::Args),
     Export(export::Args),
+    Recover(recover::Args),
     Openrpc(openrpc::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -102,6 +104,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::DataMap(args) => data_map::run(args, &global),
         Command::Verify(args) => verify::run(args, &global),
         Command::Export(args) => export::run(&args, &global),
+        Command::Recover(args) => recover::run(args, &global),
         Command::Openrpc(args) => openrpc::run(args),
         Command::Completions(args) => completions::run(args),
         Command::Man(args) => man::run(args),

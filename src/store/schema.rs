@@ -140,6 +140,7 @@ diesel::table! {
         last_recorded_at -> Nullable<Timestamptz>,
         leased_until -> Timestamptz,
         closed_at -> Nullable<Timestamptz>,
+        edge -> Bytea,
     }
 }
 
@@ -149,6 +150,7 @@ diesel::table! {
         level -> Int4,
         index -> Int8,
         hash -> Bytea,
+        children -> Nullable<Bytea>,
     }
 }
 
@@ -187,6 +189,26 @@ diesel::table! {
         root -> Bytea,
         note -> Text,
         at -> Timestamptz,
+        edge -> Nullable<Bytea>,
+    }
+}
+
+diesel::table! {
+    sidekeep.audit_verified (stream) {
+        stream -> Int4,
+        blocks -> Int8,
+        edge -> Bytea,
+        again -> Int8,
+        at -> Timestamptz,
+        mac -> Bytea,
+    }
+}
+
+diesel::table! {
+    sidekeep.audit_publications (destination) {
+        destination -> Text,
+        size -> Int8,
+        at -> Timestamptz,
     }
 }
 
@@ -204,6 +226,7 @@ diesel::table! {
         holder -> Nullable<Text>,
         counts -> Nullable<Jsonb>,
         error -> Nullable<Text>,
+        asked -> Nullable<Jsonb>,
     }
 }
 

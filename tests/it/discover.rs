@@ -227,8 +227,9 @@ fn difference(example: &Value, answer: &Value, at: &str) -> Option<String> {
 #[test]
 fn every_example_does_what_it_shows() {
     let world = World::new();
-    let daemon =
-        world.start_with("jobs.checkpoint.schedule = \"0 0 1 1 *\"\njobs.verify.schedule = \"0 0 1 1 *\"\n");
+    let daemon = world.start_with(
+        "audit.streams = 1\njobs.checkpoint.schedule = \"0 0 1 1 *\"\njobs.verify.schedule = \"0 0 1 1 *\"\n",
+    );
     let mut client = daemon.client();
     let document = document();
     let schemas = Schemas::of(&document);

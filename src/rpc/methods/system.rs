@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::{About, Methods};
 use crate::app::State;
 use crate::audit::Leased;
+use crate::audit::publication::{self, Standing};
 use crate::config::{LogLevel, Period};
 use crate::error::{Error, Result};
 use crate::jobs::{JOBS, Job, JobRun, RunState};
@@ -107,6 +108,10 @@ struct Report {
     pool: PoolReport,
     /// What PostgreSQL last said of itself.
     database: DatabaseReport,
+    /// How the audit log stands to what was published of it.
+    publication: publication::Report,
+    /// How far the audit log is verified.
+    verification: VerificationReport,
     /// What each job ran last, by its name.
     jobs: BTreeMap<&'static str, JobReport>,
     /// The requests of people that are open; null until they were counted.
@@ -187,6 +192,15 @@ struct DatabaseReport {
     age_seconds: Option<u64>,
 }
 
+/// The verification of the audit log.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+struct VerificationReport {
+    /// How long ago the last one ended that found the log intact.
+    age_seconds: Option<u64>,
+    /// Up to how many entries.
+    entries: Option<u64>,
+}
+
 /// A job.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 struct JobReport {
@@ -230,7 +244,7 @@ pub(super) fn add(methods: &mut Methods) {
         About::own(
             "system.health",
             "Whether calls can be answered, and why not. Answers at once, however busy the daemon is.",
-            ("{}", r#"{"status":"ok","checks":{"database":{"status":"ok","message":null},"drain":{"status":"ok","message":null},"jobs":{"status":"ok","message":null}}}"#),
+            ("{}", r#"{"status":"ok","checks":{"database":{"status":"ok","message":null},"drain":{"status":"ok","message":null},"jobs":{"status":"ok","message":null},"publication":{"status":"ok","message":null}}}"#),
         ),
         |call, _: None| std::future::ready(Ok(recent_health(&call))),
     );
@@ -238,7 +252,7 @@ pub(super) fn add(methods: &mut Methods) {
         About::own(
             "system.status",
             "Version, uptime, calls, pool and what PostgreSQL last said of itself.",
-            ("{}", r#"{"version":"0.1.0","deployment":"sidekeep","uptime_seconds":12,"health":{"status":"ok","checks":{"database":{"status":"ok","message":null},"drain":{"status":"ok","message":null},"jobs":{"status":"ok","message":null}}},"connections":{"open":1,"max":10000},"calls":{"in_flight":0,"max":4096,"draining":false},"streams":[{"stream":0,"size":42,"epoch":1,"leased_until":"2026-11-20T19:55:15.000000Z"}],"queue":{"waiting":0,"max":16384},"lag":{"staged":0,"oldest_seconds":0.0,"age_seconds":1},"pool":{"max":8,"open":1,"free":1,"waiting":0},"database":{"version":"150018","in_recovery":false,"synchronous_standby_names":"","synchronous_standbys":0,"age_seconds":1},"jobs":{},"requests":{"open":3,"due_soon":1,"overdue":0},"kek_ids":["6c1b9f0d2a7e4835"],"log_level":"info","reload_error":null}"#),
+            ("{}", r#"{"version":"0.1.0","deployment":"sidekeep","uptime_seconds":12,"health":{"status":"ok","checks":{"database":{"status":"ok","message":null},"drain":{"status":"ok","message":null},"jobs":{"status":"ok","message":null},"publication":{"status":"ok","message":null}}},"connections":{"open":1,"max":10000},"calls":{"in_flight":0,"max":4096,"draining":false},"streams":[{"stream":0,"size":42,"epoch":1,"leased_until":"2026-11-20T19:55:15.000000Z"}],"queue":{"waiting":0,"max":16384},"lag":{"staged":0,"oldest_seconds":0.0,"age_seconds":1},"pool":{"max":8,"open":1,"free":1,"waiting":0},"database":{"version":"150018","in_recovery":false,"synchronous_standby_names":"","synchronous_standbys":0,"age_seconds":1},"publication":{"state":"whole","size":42,"at":"2026-11-20T19:55:00.000000Z","age_seconds":30,"message":null,"gaps":[]},"verification":{"age_seconds":600,"entries":4242},"jobs":{},"requests":{"open":3,"due_soon":1,"overdue":0},"kek_ids":["6c1b9f0d2a7e4835"],"log_level":"info","reload_error":null}"#),
         ),
         |call, _: None| async move { Ok(report(&call)) },
     );
@@ -310,10 +324,30 @@ fn jobs(call: &Call) -> Check {
         .map(|job| job.name)
         .collect();
     if failed.is_empty() {
-        return Check { status: Status::Ok, message: Option::None };
+        let late = Job::find(VERIFY).is_ok_and(|job| call.calls.jobs().is_overdue(job));
+        let message = late.then(|| "the audit log was not verified in time; see job.history".into());
+        return Check { status: if late { Status::Degraded } else { Status::Ok }, message };
     }
     let message = format!("the last run failed of {}; see job.history", failed.join(", "));
     Check { status: Status::Degraded, message: Some(message) }
+}
+
+/// One that was not compared yet is well.
+fn publication(call: &Call) -> Check {
+    let message = call.app.records.log().publication().standing().message();
+    Check { status: if message.is_some() { Status::Degraded } else { Status::Ok }, message }
+}
+
+/// The job that verifies the log, and what it says of how far it came.
+const VERIFY: &str = "verify";
+
+fn verification(call: &Call) -> VerificationReport {
+    let last = call.calls.jobs().succeeded(VERIFY);
+    let counts = last.as_ref().and_then(|last| last.run.counts.as_ref());
+    VerificationReport {
+        age_seconds: last.as_ref().map(|last| last.age().as_secs()),
+        entries: counts.and_then(|counts| counts.get("reached")?.as_u64()),
+    }
 }
 
 fn job_reports(call: &Call) -> BTreeMap<&'static str, JobReport> {
@@ -348,7 +382,12 @@ fn health(call: &Call) -> Health {
         status: if draining { Status::Unavailable } else { Status::Ok },
         message: draining.then(|| "this daemon is ending".into()),
     };
-    let checks = BTreeMap::from([("database", database(call)), ("drain", drain), ("jobs", jobs(call))]);
+    let checks = BTreeMap::from([
+        ("database", database(call)),
+        ("drain", drain),
+        ("jobs", jobs(call)),
+        ("publication", publication(call)),
+    ]);
     let has = |status| checks.values().any(|check| check.status == status);
     let status = if has(Status::Unavailable) {
         Status::Unavailable
@@ -404,6 +443,8 @@ fn report(call: &Call) -> Report {
             synchronous_standby_names: server.map(|server| server.synchronous_standby_names),
             age_seconds,
         },
+        publication: call.app.records.log().publication().report(),
+        verification: verification(call),
         jobs: job_reports(call),
         requests: call.app.pressing.seen(),
         kek_ids: call.app.records.keyring().kek_ids().map(str::to_owned).collect(),
@@ -434,6 +475,22 @@ fn gauges(call: &Call) {
         let entries = usize::try_from(lag.entries).unwrap_or_default();
         metrics::gauge!(crate::telemetry::AUDIT_STAGED).set(number(entries));
         metrics::gauge!(crate::telemetry::AUDIT_STAGED_AGE).set(lag.seconds);
+    }
+    let publication = call.app.records.log().publication().report();
+    for state in Standing::WORDS {
+        let is = if publication.state == state { 1.0 } else { 0.0 };
+        metrics::gauge!(crate::telemetry::PUBLICATION, "state" => state).set(is);
+    }
+    if let (Some(size), Some(age)) = (publication.size, publication.age_seconds) {
+        let size = f64::from(u32::try_from(size).unwrap_or(u32::MAX));
+        metrics::gauge!(crate::telemetry::PUBLISHED_HEADS).set(size);
+        metrics::gauge!(crate::telemetry::PUBLICATION_AGE).set(Duration::from_secs(age).as_secs_f64());
+    }
+    let verified = verification(call);
+    if let (Some(age), Some(entries)) = (verified.age_seconds, verified.entries) {
+        metrics::gauge!(crate::telemetry::VERIFIED_AGE).set(Duration::from_secs(age).as_secs_f64());
+        let entries = f64::from(u32::try_from(entries).unwrap_or(u32::MAX));
+        metrics::gauge!(crate::telemetry::VERIFIED_ENTRIES).set(entries);
     }
     for (name, last) in call.calls.jobs().ended() {
         metrics::gauge!(crate::telemetry::JOB_AGE, "job" => name).set(last.age().as_secs_f64());

@@ -1,5 +1,6 @@
 //! PostgreSQL for the tests: one cluster for all, and others for tests that hurt theirs.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -81,6 +82,39 @@ impl Cluster {
             private: Mutex::new(Some(private)),
             made: AtomicU32::new(0),
             _directory: directory,
+        }
+    }
+
+    /// A standby that streams from this one, and is down yet. It is up when it was promoted.
+    pub fn standby(&self) -> Self {
+        let directory = tempfile::Builder::new().prefix(PREFIX).tempdir().unwrap();
+        let path = directory.path().to_path_buf();
+        let home = path.join("postgres");
+        std::fs::create_dir(&home).unwrap();
+        let source = self.socket_directory();
+        let version = std::fs::read_to_string(self.data().join("PG_VERSION")).unwrap();
+        let program = format!("/usr/lib/postgresql/{}/bin/pg_basebackup", version.trim());
+        let done = Command::new(program)
+            .args(["-D", home.join("data").to_str().unwrap(), "-h", source.to_str().unwrap()])
+            .args(["-U", SUPERUSER, "-R", "-X", "stream", "-c", "fast", "--no-sync"])
+            .output()
+            .unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        // As the server's own directory is, down to its data.
+        for (to, like) in [(&home, &source), (&home.join("data"), &self.data())] {
+            let like = std::fs::metadata(like).unwrap();
+            std::fs::set_permissions(to, like.permissions()).unwrap();
+            let owner = format!("{}:{}", like.uid(), like.gid());
+            assert!(Command::new("chown").arg("-R").arg(owner).arg(to).status().unwrap().success());
+        }
+        Self {
+            url: self.url.replace(source.to_str().unwrap(), home.to_str().unwrap()),
+            private: Mutex::new(None),
+            settings: self.settings.clone(),
+            clock: None,
+            path,
+            made: AtomicU32::new(0),
+            _directory: Some(directory),
         }
     }
 
