@@ -340,6 +340,28 @@ async fn open_keyed(
     Ok((store, keyring))
 }
 
+/// Opens the records for a command that works without a daemon: what it enters in the log is staged, and a daemon takes it in.
+///
+/// # Errors
+/// As [`App::open`].
+pub async fn open_alone(
+    config: &Config,
+    tracker: &TaskTracker,
+    end: &CancellationToken,
+) -> Result<Records, OpenError> {
+    let keyring = Arc::new(Keyring::new(config.deployment.name.as_str(), read_keks(config)?));
+    let store = open_store(config, tracker, end)?;
+    let deadline = Deadline::after(config.limits.call_timeout.duration(), end.clone());
+    // The schema before the keys: an older one may not have what is read of them.
+    if let Some(advice) = store.schema(&deadline).await.map_err(StartError::Database)?.advice() {
+        return Err(OpenError::Schema(advice));
+    }
+    keyring.check(&store, &deadline, Listed::No).await?;
+    let log = Log::reader(store.clone(), keyring.clone(), read_signers(config)?, &config.audit);
+    let log = Arc::new(log);
+    Ok(Records::new(store, keyring, log, config.limits.clone()))
+}
+
 /// Opens the database, without a daemon and without keys.
 ///
 /// # Errors

@@ -4,12 +4,14 @@
 
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write as _};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use nix::fcntl::{AT_FDCWD, AtFlags, RenameFlags, renameat2};
+use nix::unistd::linkat;
 
 /// Who may do what with a file: its permission bits, and its group where that is not the process's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +56,65 @@ pub fn create_new(path: &Path, bytes: &[u8], access: impl Into<Access>) -> io::R
         Err(error) => return Err(error.into()),
     }
     sync_directory(path)
+}
+
+/// A file that nobody sees before it is whole: it has no name until [`Unnamed::publish`]. Whoever kills its process leaves nothing,
+/// where the file system can do that (`O_TMPFILE`); elsewhere a hidden name.
+#[derive(Debug)]
+pub struct Unnamed {
+    file: File,
+    hidden: Option<Temporary>,
+}
+
+impl Unnamed {
+    /// A new file in the directory of `target`.
+    pub fn beside(target: &Path, access: impl Into<Access>) -> io::Result<Self> {
+        let access = access.into();
+        let open = || OpenOptions::new().read(true).write(true).mode(access.mode & 0o700).to_owned();
+        let unnamed = open().custom_flags(libc::O_TMPFILE).open(directory(target));
+        let (file, hidden) = match unnamed {
+            Ok(file) => (file, None),
+            Err(error) if unnamed_is_unknown(&error) => {
+                let path = temporary_name(target)?;
+                let file = open().create_new(true).open(&path)?;
+                (file, Some(Temporary { path, kept: false }))
+            }
+            Err(error) => return Err(error),
+        };
+        apply(&file, access)?;
+        Ok(Self { file, hidden })
+    }
+
+    /// The file, to be written.
+    pub fn file(&self) -> io::Result<File> {
+        self.file.try_clone()
+    }
+
+    /// Gives the file its name, once all of it is on the disk. Fails with [`io::ErrorKind::AlreadyExists`] where there is one by
+    /// that name, and leaves that.
+    pub fn publish(self, target: &Path) -> io::Result<()> {
+        self.file.sync_all()?;
+        match self.hidden {
+            None => {
+                let own = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+                linkat(AT_FDCWD, own.as_str(), AT_FDCWD, target, AtFlags::AT_SYMLINK_FOLLOW)?;
+            }
+            // The hidden name goes with the drop.
+            Some(hidden) => std::fs::hard_link(&hidden.path, target)?,
+        }
+        sync_directory(target)
+    }
+}
+
+/// A file in the directory of `target` that never gets a name, for what does not fit into memory.
+pub fn scratch(target: &Path) -> io::Result<File> {
+    // The hidden name, where there had to be one, goes with the drop; the file stays as long as it is open.
+    Unnamed::beside(target, 0o600).map(|unnamed| unnamed.file)
+}
+
+/// The file system, or the kernel, has no files without a name (open(2), `O_TMPFILE`).
+fn unnamed_is_unknown(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EISDIR | libc::ENOENT | libc::EINVAL))
 }
 
 /// Makes the directory with exactly this access, and those above it that are missing. One that is there stays as it is.
@@ -104,6 +165,7 @@ pub fn sync_tree(root: &Path) -> io::Result<()> {
 }
 
 /// A file that is complete but has not its name yet. Removed when dropped before.
+#[derive(Debug)]
 struct Temporary {
     path: PathBuf,
     kept: bool,
@@ -156,11 +218,15 @@ fn temporary_name(target: &Path) -> io::Result<PathBuf> {
 
 /// A name is on the disk only when the directory that holds it is.
 fn sync_directory(path: &Path) -> io::Result<()> {
-    let directory = match path.parent() {
+    File::open(directory(path))?.sync_all()
+}
+
+/// The directory that a file is in.
+fn directory(path: &Path) -> &Path {
+    match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
-    };
-    File::open(directory)?.sync_all()
+    }
 }
 
 #[cfg(test)]
@@ -213,6 +279,30 @@ mod tests {
         assert_eq!(names(directory.path()), ["is-a-directory"]);
         write(&directory.path().join("missing/file"), b"x", 0o600).unwrap_err();
         write(Path::new("/"), b"x", 0o600).unwrap_err();
+    }
+
+    #[test]
+    fn a_file_without_a_name_is_seen_when_it_is_whole_and_replaces_nothing() {
+        use std::io::Write as _;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        let unnamed = Unnamed::beside(&path, 0o600).unwrap();
+        unnamed.file().unwrap().write_all(b"whole").unwrap();
+        assert!(!path.exists());
+        unnamed.publish(&path).unwrap();
+        assert_eq!((std::fs::read(&path).unwrap().as_slice(), mode(&path)), (b"whole".as_slice(), 0o600));
+        let second = Unnamed::beside(&path, 0o600).unwrap();
+        assert_eq!(second.publish(&path).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        let hidden = Temporary::write(&path, b"other", 0o600.into()).unwrap();
+        let file = File::open(&hidden.path).unwrap();
+        let named = Unnamed { file, hidden: Some(hidden) };
+        assert_eq!(named.publish(&path).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        drop(scratch(&path).unwrap());
+        assert_eq!(
+            (names(directory.path()), std::fs::read(&path).unwrap()),
+            (vec!["file".into()], b"whole".to_vec())
+        );
+        Unnamed::beside(&directory.path().join("missing/file"), 0o600).unwrap_err();
     }
 
     #[test]

@@ -9,6 +9,17 @@ use crate::error::Result;
 use crate::store::Deadline;
 use crate::values::{Json, RecordId, ResourceId, ShortText, Term, UserId};
 
+/// The label that says who the peer is.
+pub const UID: &str = "sidekeep.uid";
+/// The label that says what was called.
+pub const METHOD: &str = "sidekeep.method";
+/// The label with the number of a second person whom a read names.
+pub const ALSO: &str = "sidekeep.also";
+/// The label with the caller's purpose.
+pub const PURPOSE: &str = "purpose";
+/// The label with the application's own id of the request.
+pub const REQUEST_ID: &str = "request_id";
+
 /// One call, as the records and the log see it.
 #[derive(Debug)]
 pub struct By {
@@ -46,6 +57,7 @@ struct Noted {
     subject: Option<UserId>,
     resource: Option<(&'static str, String)>,
     digest: Option<String>,
+    also: Option<i64>,
     labels: Vec<(String, String)>,
     metadata: Option<Json>,
     staged: bool,
@@ -101,6 +113,11 @@ impl By {
         self.noted().digest = Some(sha256);
     }
 
+    /// Notes a second person whom it names, by number: a user id must not stand under another person's key.
+    pub fn names_also(&self, subject_id: i64) {
+        self.noted().also = Some(subject_id);
+    }
+
     /// Notes what the entry is to say under the subject's key.
     pub fn tell(&self, metadata: Json) {
         self.noted().metadata = Some(metadata);
@@ -132,10 +149,10 @@ impl By {
     /// Something that the caller says of itself identifies a person where it must not.
     pub fn draft(&self, outcome: Outcome) -> Result<Draft> {
         let noted = self.noted().clone();
-        let mut own =
-            vec![("sidekeep.uid", self.uid.to_string()), ("sidekeep.method", self.method.to_owned())];
-        own.extend(self.purpose.as_ref().map(|purpose| ("purpose", purpose.as_str().to_owned())));
-        own.extend(self.request_id.as_ref().map(|id| ("request_id", id.as_str().to_owned())));
+        let mut own = vec![(UID, self.uid.to_string()), (METHOD, self.method.to_owned())];
+        own.extend(self.purpose.as_ref().map(|purpose| (PURPOSE, purpose.as_str().to_owned())));
+        own.extend(self.request_id.as_ref().map(|id| (REQUEST_ID, id.as_str().to_owned())));
+        own.extend(noted.also.map(|subject_id| (ALSO, subject_id.to_string())));
         own.extend(self.refused.map(|count| ("sidekeep.count", count.to_string())));
         own.extend(noted.digest.map(|digest| ("sidekeep.row_sha256", digest)));
         let own = own.into_iter().map(|(name, value)| (name.to_owned(), value)).chain(noted.labels);

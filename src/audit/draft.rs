@@ -13,7 +13,7 @@ use crate::values::{Json, RecordId, ResourceId, ShortText, Term, UserId};
 /// The table that sealed parts are bound to, wherever the entry stands at the time.
 const TABLE: &str = "audit_logs";
 /// Stands for the actor's user id.
-pub(super) const ACTOR: &str = "@actor";
+pub const ACTOR: &str = "@actor";
 /// Stands for the subject's user id.
 pub const SUBJECT: &str = "@subject";
 

@@ -80,6 +80,10 @@ impl Filter {
         };
         let concerned = [subject, actor, resource].into_iter().find(|name| find(*name).is_some());
         concerned.flatten().into_iter().for_each(|person| by.concerns(person));
+        // An entry has one subject; a second person must find it in the accounting all the same.
+        let also = [subject, actor, resource].into_iter().filter_map(find);
+        let first = concerned.flatten().and_then(|person| find(Some(person)));
+        also.filter(|number| Some(*number) != first).take(1).for_each(|number| by.names_also(number));
         Json::trusted(self.told(&persons).to_string()).into_iter().for_each(|told| by.looks_for(told));
         Ok(persons)
     }

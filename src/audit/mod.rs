@@ -1,5 +1,6 @@
 //! The audit log: streams of entries that only their leaseholders append to, and the proof over them.
 
+pub mod accesses;
 mod by;
 mod columns;
 mod doing;
@@ -35,9 +36,9 @@ mod weed;
 mod work;
 mod writer;
 
-pub use by::By;
+pub use by::{ALSO, By, METHOD, PURPOSE, REQUEST_ID, UID};
 pub use doing::Leased;
-pub use draft::{Draft, Known, SUBJECT};
+pub use draft::{ACTOR, Draft, Known, SUBJECT};
 pub use log::{APPEND_MANY, Log, Staged, UnknownActor};
 pub use open::Shown;
 pub use queue::{Queue, Receipt};

@@ -14,6 +14,7 @@ mod config;
 mod data_map;
 mod dev;
 mod exit;
+mod export;
 mod health;
 mod json;
 mod keyring;
@@ -73,6 +74,7 @@ enum Command {
     Certificate(certificate::Args),
     DataMap(data_map::Args),
     Verify(verify::Args),
+    Export(export::Args),
     Recover(recover::Args),
     Openrpc(openrpc::Args),
     Completions(completions::Args),
@@ -101,6 +103,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Certificate(args) => certificate::run(args, &global),
         Command::DataMap(args) => data_map::run(args, &global),
         Command::Verify(args) => verify::run(args, &global),
+        Command::Export(args) => export::run(&args, &global),
         Command::Recover(args) => recover::run(args, &global),
         Command::Openrpc(args) => openrpc::run(args),
         Command::Completions(args) => completions::run(args),

@@ -1,5 +1,6 @@
 //! `sidekeep subject …`: the rights of a person, each through the running daemon.
 
+mod accesses;
 mod erase;
 mod find;
 mod holds;
@@ -19,6 +20,7 @@ pub(super) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Accesses(accesses::Args),
     Erase(erase::Erase),
     Status(erase::Status),
     Hold(holds::Hold),
@@ -31,6 +33,7 @@ enum Command {
 
 pub(super) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
     match args.command {
+        Command::Accesses(args) => accesses::run(&args, global),
         Command::Erase(args) => erase::erase(&args, global),
         Command::Status(args) => erase::status(&args, global),
         Command::Hold(args) => holds::hold(&args, global),

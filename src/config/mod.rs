@@ -70,6 +70,8 @@ pub struct Config {
 pub struct Deployment {
     /// Bound into every sealed value: it cannot be changed once there are records.
     pub name: DeploymentName,
+    /// The notice for people that every export carries (GDPR Art. 13 to 15).
+    pub notice_file: Option<PathBuf>,
 }
 
 /// `[socket]`.

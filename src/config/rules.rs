@@ -211,6 +211,9 @@ impl Rules<'_> {
 
     fn database(&mut self, complete: bool) {
         let database = &self.config.database;
+        if let Some(message) = self.config.deployment.notice_file.as_deref().and_then(path_fault) {
+            self.refuse("deployment.notice_file", message);
+        }
         if let Some(message) = database.ca_file.as_deref().and_then(path_fault) {
             self.refuse("database.ca_file", message);
         }

@@ -57,7 +57,7 @@ impl<B: Serialize> Signed<B> {
 /// The body is not one that has a canonical form.
 pub fn canonical(body: &impl Serialize) -> Result<Vec<u8>> {
     let body = serde_json::to_value(body).map_err(Error::internal)?;
-    jcs(&body).ok_or_else(|| Error::internal("a signed document holds a number that is not exact"))
+    jcs(&body).ok_or_else(|| Error::internal("a signed document holds a number that is no double"))
 }
 
 /// Checks a document, and answers the public key that has signed it.

@@ -6,6 +6,7 @@ pub mod certificate;
 pub mod data_map;
 pub mod document;
 pub mod erase;
+pub mod export;
 pub mod hold;
 pub mod request;
 pub mod restrict;

@@ -1,13 +1,11 @@
 //! The canonical form of JSON that signatures are made over (RFC 8785). Pure.
 //!
-//! Numbers are integers that are exact in every reader of JSON; sidekeep signs no others.
+//! Numbers are IEEE 754 doubles, as every reader of JSON has them: what an application sent with more digits than that is signed
+//! as its nearest double.
 
 use serde_json::Value;
 
-/// The largest integer that every reader of JSON has exactly: 2^53 − 1.
-const LARGEST: u64 = (1 << 53) - 1;
-
-/// The canonical bytes; nothing where a number is not an exact integer.
+/// The canonical bytes; nothing where a number is no finite double.
 pub fn jcs(value: &Value) -> Option<Vec<u8>> {
     let mut out = Vec::new();
     write(value, &mut out)?;
@@ -16,10 +14,7 @@ pub fn jcs(value: &Value) -> Option<Vec<u8>> {
 
 fn write(value: &Value, out: &mut Vec<u8>) -> Option<()> {
     match value {
-        Value::Number(number) => {
-            number.as_i64().filter(|number| number.unsigned_abs() <= LARGEST)?;
-            out.extend_from_slice(number.to_string().as_bytes());
-        }
+        Value::Number(number) => out.extend_from_slice(double(number.as_f64()?)?.as_bytes()),
         Value::Array(items) => {
             out.push(b'[');
             for (index, item) in items.iter().enumerate() {
@@ -51,6 +46,39 @@ fn write(value: &Value, out: &mut Vec<u8>) -> Option<()> {
     Some(())
 }
 
+/// A number as ECMAScript writes it (ECMA-262, Number::toString): the shortest digits that are this double, in one of four forms.
+fn double(number: f64) -> Option<String> {
+    if !number.is_finite() {
+        return None;
+    }
+    if number == 0.0 {
+        return Some("0".into());
+    }
+    let sign = if number < 0.0 { "-" } else { "" };
+    let scientific = format!("{:e}", number.abs());
+    let (mantissa, exponent) = scientific.split_once('e')?;
+    let digits = mantissa.replace('.', "");
+    let count = i32::try_from(digits.len()).ok()?;
+    // The value is 0.digits × 10^point.
+    let point = exponent.parse::<i32>().ok()?.checked_add(1)?;
+    let zeros = |count: i32| "0".repeat(usize::try_from(count).unwrap_or_default());
+    Some(match point {
+        21.. | ..=-6 => {
+            let (first, rest) = digits.split_at_checked(1)?;
+            let point_and_rest = if rest.is_empty() { String::new() } else { format!(".{rest}") };
+            let exponent = point.checked_sub(1)?;
+            let plus = if exponent > 0 { "+" } else { "" };
+            format!("{sign}{first}{point_and_rest}e{plus}{exponent}")
+        }
+        ..=0 => format!("{sign}0.{}{digits}", zeros(point.checked_neg()?)),
+        _ if count <= point => format!("{sign}{digits}{}", zeros(point.checked_sub(count)?)),
+        _ => {
+            let (whole, fraction) = digits.split_at_checked(usize::try_from(point).ok()?)?;
+            format!("{sign}{whole}.{fraction}")
+        }
+    })
+}
+
 /// serde_json escapes as ECMAScript does.
 fn write_text(text: &str, out: &mut Vec<u8>) -> Option<()> {
     serde_json::to_writer(out, text).ok()
@@ -60,7 +88,7 @@ fn write_text(text: &str, out: &mut Vec<u8>) -> Option<()> {
 mod tests {
     use serde_json::json;
 
-    use super::jcs;
+    use super::{double, jcs};
 
     #[test]
     fn members_are_in_the_order_of_their_utf_16_code_units() {
@@ -82,11 +110,39 @@ mod tests {
         assert_eq!(text, r#"{"a":"€$\u000f\nA'B\"\\/","b":[null,true,-1]}"#);
     }
 
+    /// RFC 8785, appendix B, and the digits that the form turns at.
     #[test]
-    fn a_number_that_is_not_exact_has_no_canonical_form() {
-        assert!(jcs(&json!(9_007_199_254_740_991_u64)).is_some());
-        for inexact in [json!(9_007_199_254_740_992_u64), json!(u64::MAX), json!(0.5), json!([1e3])] {
-            assert_eq!(jcs(&inexact), None, "{inexact}");
+    fn numbers_are_those_of_ecmascript() {
+        let of_bits = [
+            (0x0000_0000_0000_0000, "0"),
+            (0x8000_0000_0000_0000, "0"),
+            (0x0000_0000_0000_0001, "5e-324"),
+            (0x8000_0000_0000_0001, "-5e-324"),
+            (0x7fef_ffff_ffff_ffff, "1.7976931348623157e+308"),
+            (0x4340_0000_0000_0000, "9007199254740992"),
+            (0xc340_0000_0000_0000, "-9007199254740992"),
+            (0x4430_0000_0000_0000, "295147905179352830000"),
+            (0x44b5_2d02_c7e1_4af5, "9.999999999999997e+22"),
+            (0x44b5_2d02_c7e1_4af6, "1e+23"),
+            (0x44b5_2d02_c7e1_4af7, "1.0000000000000001e+23"),
+            (0x444b_1ae4_d6e2_ef4e, "999999999999999700000"),
+            (0x444b_1ae4_d6e2_ef4f, "999999999999999900000"),
+            (0x444b_1ae4_d6e2_ef50, "1e+21"),
+            (0x3eb0_c6f7_a0b5_ed8c, "9.999999999999997e-7"),
+            (0x3eb0_c6f7_a0b5_ed8d, "0.000001"),
+            (0x41b3_de43_5555_53e3, "333333333.3333332"),
+            (0xbecb_f647_612f_3696, "-0.0000033333333333333333"),
+            (0x4314_3ff3_c1cb_0959, "1424953923781206.2"),
+        ];
+        for (bits, text) in of_bits {
+            assert_eq!(double(f64::from_bits(bits)).as_deref(), Some(text), "{bits:x}");
         }
+        assert_eq!((double(f64::NAN), double(f64::INFINITY)), (None, None));
+        let text =
+            |json: &str| String::from_utf8(jcs(&serde_json::from_str(json).unwrap()).unwrap()).unwrap();
+        assert_eq!(
+            text("[1.50, 1E2, 9007199254740993, 18446744073709551615, -0.0]"),
+            "[1.5,100,9007199254740992,18446744073709552000,0]"
+        );
     }
 }

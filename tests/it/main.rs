@@ -13,6 +13,7 @@
 )]
 
 mod access;
+mod accesses;
 mod append_faults;
 mod append_faults_clock;
 mod append_faults_data;
@@ -25,6 +26,7 @@ mod dev;
 mod discover;
 mod erasure;
 mod erasure_faults;
+mod export;
 mod faults;
 mod find;
 mod gap;

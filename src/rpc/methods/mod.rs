@@ -11,6 +11,7 @@ mod request;
 mod rpc;
 mod subject;
 mod subject_holds;
+mod subject_reads;
 mod system;
 
 pub(super) use system::Found;
@@ -248,6 +249,7 @@ impl Methods {
         audit::add(&mut methods);
         subject::add(&mut methods);
         subject_holds::add(&mut methods);
+        subject_reads::add(&mut methods);
         request::add(&mut methods);
         job::add(&mut methods);
         keyring::add(&mut methods);
