@@ -294,7 +294,7 @@ pub async fn open_log(
     tracker: &TaskTracker,
     end: &CancellationToken,
 ) -> Result<Arc<Log>, OpenError> {
-    let (store, keyring) = open_keys(config, tracker, end).await?;
+    let (store, keyring) = open_keyed(config, tracker, end).await?;
     Ok(Arc::new(Log::reader(store, keyring, read_signers(config)?, &config.audit)))
 }
 
@@ -307,12 +307,12 @@ pub async fn open_writer(
     tracker: &TaskTracker,
     end: &CancellationToken,
 ) -> Result<Log, OpenError> {
-    let (store, keyring) = open_keys(config, tracker, end).await?;
+    let (store, keyring) = open_keyed(config, tracker, end).await?;
     let audit = config::Audit { streams: 1, on_gap: OnGap::Refuse, ..config.audit.clone() };
     Ok(Log::start(store, keyring, read_signers(config)?, &audit, end))
 }
 
-async fn open_keys(
+async fn open_keyed(
     config: &Config,
     tracker: &TaskTracker,
     end: &CancellationToken,

@@ -153,10 +153,10 @@ impl Writer {
         {
             self.stream = None;
         }
-        let Ok(own) = self.keyring.own() else { return };
         if let Ok(lag) = staged::lag(&self.store, &deadline).await {
             self.doing.lags(lag);
         }
+        let Ok(own) = self.keyring.own() else { return };
         match staged::orphans(&self.store, own, self.staged, &deadline).await {
             Ok((orphans, next)) => {
                 self.staged = next;

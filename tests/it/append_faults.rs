@@ -1,7 +1,6 @@
 //! A batch of the log and what can happen to it on its way: daemons and servers killed, connections cut, leases lost. What
 //! was acknowledged is in the log once, and what is sent again is answered the same.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -19,15 +18,11 @@ fn is_append(sql: &str) -> bool {
     sql.starts_with("WITH head AS")
 }
 
-fn is_fence(sql: &str) -> bool {
-    sql.contains("SET epoch = epoch + 1") && sql.contains("AND epoch = $2")
-}
-
 /// A world whose daemons reach the shared cluster by way of a proxy, and the URL without it.
 fn proxied() -> (World, Proxy, String) {
     let mut world = World::new();
     let proxy = Proxy::new(&Cluster::shared().socket_directory());
-    let direct = std::mem::replace(&mut world.app_url, String::new());
+    let direct = std::mem::take(&mut world.app_url);
     world.app_url = proxy.url(&direct);
     (world, proxy, direct)
 }
@@ -61,21 +56,25 @@ fn expire_leases(world: &World) {
 /// A step of a batch, and what becomes of the connection there.
 type Trap = (Fault, &'static str);
 
-fn step_of(name: &'static str) -> Box<dyn Fn(&str) -> bool + Send> {
-    let fenced = AtomicBool::new(false);
-    Box::new(move |sql| match name {
-        "find" => sql.starts_with("SELECT") && sql.contains("\"wrapped_key\""),
-        "create" => sql.starts_with("INSERT INTO") && sql.contains("subjects"),
-        "append" => is_append(sql),
-        "fence" => is_fence(sql),
-        "take" => sql.contains("SKIP LOCKED"),
-        // The fence's, and nobody else's.
-        "commit" => {
-            fenced.fetch_or(is_fence(sql), Ordering::Relaxed);
-            sql == "COMMIT" && fenced.load(Ordering::Relaxed)
+fn set_trap(proxy: &Proxy, (fault, step): Trap) {
+    match step {
+        "find" => {
+            proxy.then_fail(fault, |sql| sql.starts_with("SELECT") && sql.contains("\"wrapped_key\""));
         }
+        "create" => {
+            proxy.then_fail(fault, |sql| sql.starts_with("INSERT INTO") && sql.contains("subjects"));
+        }
+        "append" => proxy.then_fail(fault, is_append),
+        "fence" => {
+            proxy.then_fail(fault, |sql| {
+                sql.contains("SET epoch = epoch + 1") && sql.contains("AND epoch = $2")
+            });
+        }
+        // The fence's: it seals the head last.
+        "commit" => proxy.then_fail_commit(fault, "SET head_mac"),
+        "take" => proxy.then_fail(fault, |sql| sql.contains("SKIP LOCKED")),
         other => panic!("{other}"),
-    })
+    }
 }
 
 #[test]
@@ -106,9 +105,7 @@ fn a_connection_cut_at_any_step_is_unnoticed() {
     for (number, traps) in cases.into_iter().enumerate() {
         // An entry about persons of its own, and one after another: the last trap has sprung before the next case.
         let failed = proxy.failed();
-        for (fault, what) in traps {
-            proxy.then_fail(*fault, step_of(what));
-        }
+        traps.iter().for_each(|trap| set_trap(&proxy, *trap));
         let id = format!("c{number}");
         let mut given = entry(&id);
         given["user_id"] = json!(format!("person-{number}"));
@@ -116,7 +113,7 @@ fn a_connection_cut_at_any_step_is_unnoticed() {
         // What takes the next stream does so with the next batch.
         let follower = format!("c{number}-next");
         heard.call(&mut client, &follower).unwrap();
-        wait_for("the last trap", || {
+        wait_for(&format!("the last of {traps:?}"), || {
             (proxy.failed() == failed + u32::try_from(traps.len()).unwrap()).then_some(())
         });
         assert_eq!(other.ok("audit.append", given.clone()), receipt, "{traps:?}: sent again elsewhere");

@@ -53,8 +53,8 @@ const ORDER: [&str; 40] = [
     "job.list",
     "job.history",
 ];
-const LAST: [&str; 5] =
-    ["conversation.update", "conversation.delete", "subject.status", "subject.erase", "subject.certificate"];
+const LAST: [&str; 4] =
+    ["conversation.update", "conversation.delete", "subject.erase", "subject.certificate"];
 
 pub fn document() -> Value {
     let printed = sidekeep(&["openrpc"]);
@@ -225,8 +225,9 @@ fn difference(example: &Value, answer: &Value, at: &str) -> Option<String> {
 #[test]
 fn every_example_does_what_it_shows() {
     let world = World::new();
-    let daemon =
-        world.start_with("jobs.checkpoint.schedule = \"0 0 1 1 *\"\njobs.verify.schedule = \"0 0 1 1 *\"\n");
+    let daemon = world.start_with(
+        "audit.streams = 1\njobs.checkpoint.schedule = \"0 0 1 1 *\"\njobs.verify.schedule = \"0 0 1 1 *\"\n",
+    );
     let mut client = daemon.client();
     let document = document();
     let schemas = Schemas::of(&document);

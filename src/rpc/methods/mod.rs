@@ -3,6 +3,7 @@
 mod audit;
 mod consent;
 mod conversation;
+mod gauges;
 mod job;
 mod preferences;
 mod profile;

@@ -34,6 +34,8 @@ impl Fault {
 /// What to look for.
 struct Trap {
     what: Box<dyn Fn(&str) -> bool + Send>,
+    /// What the same connection must have sent just before.
+    after: Option<&'static str>,
     fault: Fault,
 }
 
@@ -44,8 +46,9 @@ struct State {
     sprung: u32,
 }
 
-/// What happens on one connection.
-type Fate = Mutex<Option<Fault>>;
+/// What happens on one connection, and at which of the answers that end with "ready for query": a client may send its next
+/// statement before it has read the last word about the one before.
+type Fate = Mutex<Option<(Fault, u64)>>;
 
 /// A proxy, listening as long as the test runs.
 pub struct Proxy {
@@ -83,7 +86,13 @@ impl Proxy {
 
     /// Lets this happen at such a statement after everything that is still to happen.
     pub fn then_fail(&self, fault: Fault, what: impl Fn(&str) -> bool + Send + 'static) {
-        self.state.lock().unwrap().traps.push_back(Trap { what: Box::new(what), fault });
+        self.state.lock().unwrap().traps.push_back(Trap { what: Box::new(what), after: None, fault });
+    }
+
+    /// As [`Proxy::then_fail`], at the COMMIT of a transaction whose last statement has this in it.
+    pub fn then_fail_commit(&self, fault: Fault, after: &'static str) {
+        let what = Box::new(|sql: &str| sql == "COMMIT");
+        self.state.lock().unwrap().traps.push_back(Trap { what, after: Some(after), fault });
     }
 
     /// How often it happened.
@@ -93,8 +102,10 @@ impl Proxy {
 }
 
 impl State {
-    fn spring(&mut self, statement: &str) -> Option<Fault> {
-        let trap = self.traps.pop_front_if(|trap| (trap.what)(statement))?;
+    fn spring(&mut self, statement: &str, last: &str) -> Option<Fault> {
+        let sprung =
+            |trap: &mut Trap| (trap.what)(statement) && trap.after.is_none_or(|after| last.contains(after));
+        let trap = self.traps.pop_front_if(sprung)?;
         self.sprung += 1;
         Some(trap.fault)
     }
@@ -129,7 +140,8 @@ fn requests(
     fate: &Fate,
 ) -> std::io::Result<()> {
     server.write_all(&body(client)?)?;
-    let mut prepared = HashMap::new();
+    // The first such answer is that to the first message.
+    let (mut prepared, mut last, mut asked) = (HashMap::new(), String::new(), 1);
     loop {
         let message = message(client)?;
         let mut text =
@@ -144,28 +156,35 @@ fn requests(
             b'B' => prepared.get(&text.nth(1).unwrap()).cloned(),
             _ => None,
         };
-        if let Some(fault) = statement.and_then(|statement| state.lock().unwrap().spring(&statement)) {
-            *fate.lock().unwrap() = Some(fault);
+        if let Some(statement) = statement {
+            if let Some(fault) = state.lock().unwrap().spring(&statement, &last) {
+                *fate.lock().unwrap() = Some((fault, asked + 1));
+            }
+            last = statement;
         }
+        asked += u64::from(matches!(message[0], b'Q' | b'S'));
         let fault = *fate.lock().unwrap();
         match fault {
-            Some(Fault::CutBefore) => return Ok(()),
-            Some(Fault::MuteBefore) => {}
+            Some((Fault::CutBefore, _)) => return Ok(()),
+            Some((Fault::MuteBefore, _)) => {}
             _ => server.write_all(&message)?,
         }
     }
 }
 
 fn answers(server: &mut UnixStream, client: &mut UnixStream, fate: &Fate) -> std::io::Result<()> {
+    let mut ended = 0;
     loop {
         let message = message(server)?;
         let fault = *fate.lock().unwrap();
+        // Ready for the next statement, so this one is done.
+        let ends = message[0] == b'Z';
         match fault {
-            // Ready for the next statement, so this one is done.
-            Some(Fault::CutAfter) if message[0] == b'Z' => return Ok(()),
-            Some(_) => {}
-            None => client.write_all(&message)?,
+            Some((Fault::CutAfter, at)) if ends && ended + 1 == at => return Ok(()),
+            Some((_, at)) if ended + 1 >= at => {}
+            _ => client.write_all(&message)?,
         }
+        ended += u64::from(ends);
     }
 }
 
