@@ -42,7 +42,7 @@ pub struct Find {
 
 /// Who was found.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct People {
+pub struct Found {
     /// Their user ids.
     pub items: Vec<String>,
 }
@@ -104,7 +104,7 @@ impl Records {
     /// # Errors
     /// [`Error::Unavailable`] while profiles from before there were digests have none yet; [`Error::TooLarge`] for a name that
     /// too many share.
-    pub async fn find_people(&self, by: &By, find: &Find) -> Result<People> {
+    pub async fn find_people(&self, by: &By, find: &Find) -> Result<Found> {
         let (what, text) = find.what()?;
         let digest = what.digest(self.keyring.own()?, text.as_str());
         let (unfinished, found) = self
@@ -152,7 +152,7 @@ impl Records {
         if let [only] = items.as_slice() {
             by.concerns(only);
         }
-        Ok(People { items })
+        Ok(Found { items })
     }
 
     /// Makes the digests of some of the profiles that have none, from before there were digests. Answers whether

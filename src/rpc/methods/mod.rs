@@ -5,6 +5,7 @@ mod consent;
 mod conversation;
 mod gauges;
 mod job;
+mod keyring;
 mod preferences;
 mod profile;
 mod request;
@@ -250,6 +251,7 @@ impl Methods {
         subject_holds::add(&mut methods);
         request::add(&mut methods);
         job::add(&mut methods);
+        keyring::add(&mut methods);
         rpc::add(&mut methods);
         system::add(&mut methods);
         methods
