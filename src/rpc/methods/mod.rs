@@ -3,6 +3,7 @@
 mod audit;
 mod consent;
 mod conversation;
+mod gauges;
 mod job;
 mod keyring;
 mod preferences;

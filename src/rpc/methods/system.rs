@@ -8,10 +8,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::{About, Methods};
+use super::{About, Methods, gauges};
 use crate::app::State;
 use crate::audit::Leased;
-use crate::audit::publication::{self, Standing};
+use crate::audit::publication;
 use crate::config::{LogLevel, Period};
 use crate::error::{Error, Result};
 use crate::jobs::{JOBS, Job, JobRun, RunState};
@@ -194,11 +194,11 @@ struct DatabaseReport {
 
 /// The verification of the audit log.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
-struct VerificationReport {
+pub(super) struct VerificationReport {
     /// How long ago the last one ended that found the log intact.
-    age_seconds: Option<u64>,
+    pub(super) age_seconds: Option<u64>,
     /// Up to how many entries.
-    entries: Option<u64>,
+    pub(super) entries: Option<u64>,
 }
 
 /// A job.
@@ -263,7 +263,7 @@ pub(super) fn add(methods: &mut Methods) {
             ("{}", r##"{"text":"# TYPE sidekeep_calls_total counter\nsidekeep_calls_total{method=\"system.health\",outcome=\"ok\"} 1\n"}"##),
         ),
         |call, _: None| async move {
-            gauges(&call);
+            gauges::read(&call);
             Ok(Figures { text: call.app.telemetry.render() })
         },
     );
@@ -341,7 +341,7 @@ fn publication(call: &Call) -> Check {
 /// The job that verifies the log, and what it says of how far it came.
 const VERIFY: &str = "verify";
 
-fn verification(call: &Call) -> VerificationReport {
+pub(super) fn verification(call: &Call) -> VerificationReport {
     let last = call.calls.jobs().succeeded(VERIFY);
     let counts = last.as_ref().and_then(|last| last.run.counts.as_ref());
     VerificationReport {
@@ -450,50 +450,6 @@ fn report(call: &Call) -> Report {
         kek_ids: call.app.records.keyring().keks().ids(),
         log_level: call.app.telemetry.level(),
         reload_error: call.app.reload_error(),
-    }
-}
-
-/// What is only worth knowing when somebody asks.
-fn gauges(call: &Call) {
-    let number = |count: usize| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
-    let pool = call.app.records.store().pool_status();
-    metrics::gauge!(crate::telemetry::POOL_CONNECTIONS, "state" => "open").set(number(pool.open));
-    metrics::gauge!(crate::telemetry::POOL_CONNECTIONS, "state" => "free").set(number(pool.free));
-    metrics::gauge!(crate::telemetry::POOL_CONNECTIONS, "state" => "waiting").set(number(pool.waiting));
-    metrics::gauge!(crate::telemetry::CONNECTIONS).set(number(call.calls.connections()));
-    metrics::gauge!(crate::telemetry::CALLS_IN_FLIGHT).set(number(call.calls.in_flight()));
-    if let Some(requests) = call.app.pressing.seen() {
-        let states =
-            [("open", requests.open), ("due_soon", requests.due_soon), ("overdue", requests.overdue)];
-        for (state, count) in states {
-            let count = usize::try_from(count).unwrap_or(usize::MAX);
-            metrics::gauge!(crate::telemetry::REQUESTS, "state" => state).set(number(count));
-        }
-    }
-    metrics::gauge!(crate::telemetry::AUDIT_QUEUE).set(number(call.app.records.log().waiting().0));
-    if let Some((lag, _)) = call.app.records.log().lag() {
-        let entries = usize::try_from(lag.entries).unwrap_or_default();
-        metrics::gauge!(crate::telemetry::AUDIT_STAGED).set(number(entries));
-        metrics::gauge!(crate::telemetry::AUDIT_STAGED_AGE).set(lag.seconds);
-    }
-    let publication = call.app.records.log().publication().report();
-    for state in Standing::WORDS {
-        let is = if publication.state == state { 1.0 } else { 0.0 };
-        metrics::gauge!(crate::telemetry::PUBLICATION, "state" => state).set(is);
-    }
-    if let (Some(size), Some(age)) = (publication.size, publication.age_seconds) {
-        let size = f64::from(u32::try_from(size).unwrap_or(u32::MAX));
-        metrics::gauge!(crate::telemetry::PUBLISHED_HEADS).set(size);
-        metrics::gauge!(crate::telemetry::PUBLICATION_AGE).set(Duration::from_secs(age).as_secs_f64());
-    }
-    let verified = verification(call);
-    if let (Some(age), Some(entries)) = (verified.age_seconds, verified.entries) {
-        metrics::gauge!(crate::telemetry::VERIFIED_AGE).set(Duration::from_secs(age).as_secs_f64());
-        let entries = f64::from(u32::try_from(entries).unwrap_or(u32::MAX));
-        metrics::gauge!(crate::telemetry::VERIFIED_ENTRIES).set(entries);
-    }
-    for (name, last) in call.calls.jobs().ended() {
-        metrics::gauge!(crate::telemetry::JOB_AGE, "job" => name).set(last.age().as_secs_f64());
     }
 }
 
