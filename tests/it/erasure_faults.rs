@@ -202,6 +202,34 @@ fn an_entry_that_an_application_forges_is_none_of_sidekeeps() {
     let said = "SELECT count(*) FROM audit_logs WHERE action = 'subject.erase' AND labels ->> 'sidekeep.method' = 'subject.erase' \
         AND labels ->> 'sidekeep.row_sha256' IS NOT NULL AND id IN (SELECT entry_id FROM subject_erasures)";
     assert_eq!(world.sql(said), "1");
+    assert_eq!(client.ok("audit.verify", json!({}))["verdict"], "intact");
+
+    // Nor does the entry of an erasure that was refused, or only counted, cover a key that somebody takes away.
+    let mut counting = erase("u", "e-2");
+    counting["dry_run"] = true.into();
+    client.ok("subject.erase", counting);
+    client.ok("subject.hold", json!({ "user_id": "u", "reason": "r", "id": "h" }));
+    assert_eq!(client.err("subject.erase", erase("u", "e-2")).kind(), "held");
+    client.ok("audit.verify", json!({}));
+    let person = world.sql("SELECT subject_id FROM subjects WHERE user_id = 'u'");
+    let entries = world
+        .sql(&format!("SELECT id FROM audit_logs WHERE action = 'subject.erase' AND subject_id = {person}"));
+    assert_eq!(entries.lines().count(), 3, "forged, counted and refused");
+    world.sql(&format!(
+        "SET session_replication_role = replica; DELETE FROM subjects WHERE subject_id = {person}"
+    ));
+    for entry in entries.lines() {
+        world.sql(&format!(
+            "SET session_replication_role = replica; DELETE FROM subject_erasures WHERE subject_id = {person}; \
+             INSERT INTO subject_erasures SELECT {person}, erased_at, reason, '{entry}', 'c-{entry}', certificate, NULL FROM subject_erasures"
+        ));
+        let report = client.ok("audit.verify", json!({}));
+        assert_eq!(
+            (&report["verdict"], &report["breaks"][0]["what"]),
+            (&json!("broken"), &json!("subjects")),
+            "{entry}"
+        );
+    }
 }
 
 /// What one client does about the person until it is told to stop; what it reads is of the generation that lives.
