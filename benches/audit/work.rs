@@ -42,7 +42,7 @@ fn alone(place: &Place) -> anyhow::Result<(f64, f64)> {
     let config = config::load(Some(&place.configure("work", "")?))?.config;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut drafts: Vec<Draft> = (0..ENTRIES)
-        .map(|number| Ok(Draft::new(serde_json::from_value::<Append>(entry(number))?, None)?))
+        .map(|number| Ok(Draft::new(serde_json::from_str::<Append>(&entry(number).to_string())?, None)?))
         .collect::<anyhow::Result<_>>()?;
     let (keyring, people) = runtime.block_on(async {
         let file = config.keyring.key_files.first().ok_or_else(|| anyhow::anyhow!("no key file"))?;

@@ -38,8 +38,8 @@ const FENCE: &str = "UPDATE sidekeep.audit_streams SET epoch = epoch + 1, leased
 
 /// One batch, in one statement and one round trip. The head moves only from where this daemon believes it to be, with the
 /// time within a minute of PostgreSQL's, and with every person still there under the same key; everything else hangs on
-/// the head. Staged entries that were not there to be taken make it fail as a whole.
-const APPEND: &str = "WITH head AS ( \
+/// the head.
+const HEAD_AND_ENTRIES: &str = "WITH head AS ( \
     UPDATE sidekeep.audit_streams SET size = $4, root = $5, head_mac = $6, frontier = $7, last_recorded_at = $8, \
         leased_until = now() + interval '15 seconds' \
     WHERE stream = $1 AND epoch = $2 AND size = $3 AND leased_until > now() AND closed_at IS NULL \
@@ -54,13 +54,36 @@ const APPEND: &str = "WITH head AS ( \
         FROM head, unnest($11::bigint[], $12::text[], $13::bigint[], $14::bigint[], $15::text[], $16::text[], $17::text[], \
             $18::text[], $19::timestamptz[], $20::jsonb[], $21::bytea[], $22::bytea[], $23::bytea[]) \
             AS e (position, id, actor_id, subject_id, action, resource_type, resource_id, outcome, occurred_at, labels, \
-            client_sealed, metadata_sealed, leaf_hash)), \
+            client_sealed, metadata_sealed, leaf_hash))";
+/// What only some batches have: subtrees that they complete, and staged entries. One of these that was not there to be taken
+/// makes the statement fail as a whole.
+const NODES_AND_STAGED: &str = ", \
     nodes AS (INSERT INTO sidekeep.audit_nodes (stream, level, index, hash) \
         SELECT head.stream, n.level, n.index, n.hash FROM head, unnest($24::int[], $25::bigint[], $26::bytea[]) AS n (level, index, hash)), \
     gone AS (DELETE FROM sidekeep.audit_staged WHERE number = ANY ($27::bigint[]) AND EXISTS (SELECT FROM head) RETURNING 1) \
     SELECT (SELECT count(*) FROM head) AS heads, \
         CASE WHEN (SELECT count(*) FROM head) = 1 AND (SELECT count(*) FROM gone) <> cardinality($27::bigint[]) \
         THEN 1 / (SELECT count(*) - 1 FROM head) END AS unmatched";
+const NOTHING_ELSE: &str = " SELECT count(*) AS heads FROM head";
+
+/// The statement of a batch, prepared: it is the longest of them all.
+#[derive(Clone, Debug)]
+struct Append {
+    /// For entries alone.
+    plain: Statement,
+    /// With subtrees and staged entries.
+    whole: Statement,
+}
+
+impl Append {
+    async fn prepare(connection: &Dedicated) -> Result<Self> {
+        let prepare = |rest| {
+            let statement = [HEAD_AND_ENTRIES, rest].concat();
+            async move { connection.client.prepare(&statement).await.map_err(away) }
+        };
+        Ok(Self { plain: prepare(NOTHING_ELSE).await?, whole: prepare(NODES_AND_STAGED).await? })
+    }
+}
 
 /// An entry that is sealed, and waits for a position.
 #[derive(Clone, Debug)]
@@ -81,7 +104,7 @@ pub(super) type Placed<'a> = (&'a mut Entry, Option<i64>);
 #[derive(Debug)]
 pub(super) struct Stream {
     connection: Dedicated,
-    append: Statement,
+    append: Append,
     /// Its number.
     pub number: i32,
     epoch: i64,
@@ -128,7 +151,7 @@ impl Stream {
     pub(super) async fn lease(store: &Store, own: &Deployment, deadline: &Deadline) -> Result<Self> {
         let connection = store.dedicated(deadline).await?;
         let leasing = async {
-            let append = connection.client.prepare(APPEND).await.map_err(away)?;
+            let append = Append::prepare(&connection).await?;
             // The new epoch and its seal are one transaction: a head without its seal would be refused ever after.
             connection.begin().await.map_err(away)?;
             match connection.client.query_opt(TAKE, &[&LEASE]).await.map_err(away)? {
@@ -146,7 +169,7 @@ impl Stream {
         deadline.run(leasing).await.unwrap_or_else(|_| Err(late()))
     }
 
-    async fn taken(connection: Dedicated, append: Statement, own: &Deployment, row: &Row) -> Result<Self> {
+    async fn taken(connection: Dedicated, append: Append, own: &Deployment, row: &Row) -> Result<Self> {
         let number: i32 = row.get("stream");
         let tampered = || Error::Tampered { at: format!("audit_streams, stream {number}") };
         let size = u64::try_from(row.get::<_, i64>("size")).map_err(|_| tampered())?;
@@ -170,7 +193,7 @@ impl Stream {
         })
     }
 
-    async fn made(connection: Dedicated, append: Statement, own: &Deployment) -> Result<Self> {
+    async fn made(connection: Dedicated, append: Append, own: &Deployment) -> Result<Self> {
         loop {
             let next = connection.client.query_one(NEXT, &[]).await.map_err(away)?;
             let number: i32 = next.get("stream");
@@ -311,12 +334,14 @@ impl Stream {
             &c.client_sealed,
             &c.metadata_sealed,
             &c.leaf_hash,
-            &c.level,
-            &c.index,
-            &c.hash,
-            &c.staged,
         ];
-        match self.connection.client.query_one(&self.append, params).await {
+        let more: [&(dyn ToSql + Sync); 4] = [&c.level, &c.index, &c.hash, &c.staged];
+        let whole = [params, &more].concat();
+        let (statement, params) = match (c.level.is_empty(), c.staged.is_empty()) {
+            (true, true) => (&self.append.plain, params),
+            _ => (&self.append.whole, whole.as_slice()),
+        };
+        match self.connection.client.query_one(statement, params).await {
             // "Committed locally, but might not have been replicated": not what was asked for.
             Ok(_) if self.connection.seen.warnings() > warnings => Err(Refused::Unknown),
             Ok(row) if row.get::<_, i64>("heads") == 1 => Ok(()),
@@ -382,10 +407,10 @@ impl Stream {
         own: &Deployment,
         sent: &Sent,
         deadline: &Deadline,
-    ) -> Result<(Settled, Option<(i64, Dedicated, Statement, (DateTime<Utc>, Instant))>)> {
+    ) -> Result<(Settled, Option<(i64, Dedicated, Append, (DateTime<Utc>, Instant))>)> {
         let connection = store.dedicated(deadline).await?;
         let fencing = async {
-            let append = connection.client.prepare(APPEND).await.map_err(away)?;
+            let append = Append::prepare(&connection).await?;
             connection.begin().await.map_err(away)?;
             let fenced = connection
                 .client
