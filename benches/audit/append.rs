@@ -138,7 +138,10 @@ pub(crate) fn run(report: &mut Report, extent: Extent) -> anyhow::Result<()> {
     twos.print(report, "audit.append, two streams");
     single.print(report, "    the same with one call in flight on each connection");
     if redis.is_some() {
-        report.figure("Redis XADD, appendfsync always, 32 x 1", &format!("{:>9.0}/s", median(&mut to_redis.baseline)));
+        report.figure(
+            "Redis XADD, appendfsync always, 32 x 1",
+            &format!("{:>9.0}/s", median(&mut to_redis.baseline)),
+        );
     } else {
         report.figure("Redis XADD", "skipped: redis-server is not installed");
     }

@@ -36,8 +36,16 @@ const ORDER: &str = "ORDER BY recorded_at DESC, stream DESC, position DESC LIMIT
 
 /// An index, and the filter of the query that needs it.
 const NEEDED: [(&str, &str, &str); 6] = [
-    ("the primary key", "stream = 1 AND position = 2500000", "audit.get by position, audit.prove, audit.tail"),
-    ("id", "id = (SELECT id FROM sidekeep.audit_logs WHERE stream = 1 AND position = 77)", "audit.get by id, repeated ids"),
+    (
+        "the primary key",
+        "stream = 1 AND position = 2500000",
+        "audit.get by position, audit.prove, audit.tail",
+    ),
+    (
+        "id",
+        "id = (SELECT id FROM sidekeep.audit_logs WHERE stream = 1 AND position = 77)",
+        "audit.get by id, repeated ids",
+    ),
     ("audit_logs_by_time", "outcome = 'success'", "audit.query without a person"),
     ("audit_logs_by_actor", "actor_id = 4711", "audit.query by user_id"),
     ("audit_logs_by_subject", "subject_id = 4711", "audit.query by subject_user_id, subject.accesses"),

@@ -54,7 +54,12 @@ pub(crate) fn run(report: &mut Report, extent: Extent) -> anyhow::Result<()> {
 }
 
 /// Appends until there are so many.
-fn fill(runtime: &tokio::runtime::Runtime, client: &Client, daemon: &Daemon, until: i64) -> anyhow::Result<()> {
+fn fill(
+    runtime: &tokio::runtime::Runtime,
+    client: &Client,
+    daemon: &Daemon,
+    until: i64,
+) -> anyhow::Result<()> {
     const SIZE: &str = "SELECT coalesce(sum(size), 0)::bigint FROM sidekeep.audit_streams";
     let (load, lines) = (Load::new()?, entries::many(512, 50));
     let shape = Shape { connections: 8, depth: 2, length: SECOND };

@@ -18,7 +18,8 @@ const STILL: Duration = Duration::from_secs(2);
 /// Single appends, as many in flight as a daemon takes; then many in each call, as much as the queue takes.
 pub(crate) fn run(report: &mut Report, _: Extent) -> anyhow::Result<()> {
     let place = Place::new(&SETTINGS)?;
-    report.section("memory (resident, at its highest) under full load, PostgreSQL standing still for a while");
+    report
+        .section("memory (resident, at its highest) under full load, PostgreSQL standing still for a while");
     let daemon = place.serve("single", "")?;
     report.figure("at the start", &format!("{:.1} MiB", daemon.resident()? / MIB));
     let shape = Shape { connections: 128, depth: 64, length: STILL * 3 };

@@ -20,7 +20,17 @@ impl Redis {
     pub(crate) fn start(directory: &Path) -> anyhow::Result<Option<Self>> {
         let socket = directory.join("redis.sock");
         let process = Command::new("redis-server")
-            .args(["--port", "0", "--save", "", "--appendonly", "yes", "--appendfsync", "always", "--unixsocket"])
+            .args([
+                "--port",
+                "0",
+                "--save",
+                "",
+                "--appendonly",
+                "yes",
+                "--appendfsync",
+                "always",
+                "--unixsocket",
+            ])
             .arg(&socket)
             .arg("--dir")
             .arg(directory)
@@ -45,7 +55,8 @@ impl Redis {
     pub(crate) fn additions() -> Lines {
         let addition = |number: u32| {
             let entry = entry(number).to_string();
-            format!("*5\r\n$4\r\nXADD\r\n$3\r\nlog\r\n$1\r\n*\r\n$1\r\ne\r\n${}\r\n{entry}\r\n", entry.len()).into_bytes()
+            format!("*5\r\n$4\r\nXADD\r\n$3\r\nlog\r\n$1\r\n*\r\n$1\r\ne\r\n${}\r\n{entry}\r\n", entry.len())
+                .into_bytes()
         };
         Lines::new((0..4096).map(addition), 2)
     }

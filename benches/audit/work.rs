@@ -47,11 +47,9 @@ fn alone(place: &Place) -> anyhow::Result<(f64, f64)> {
     let (keyring, people) = runtime.block_on(async {
         let file = config.keyring.key_files.first().ok_or_else(|| anyhow::anyhow!("no key file"))?;
         let kek = Kek::parse(file.path().map_err(anyhow::Error::msg)?, &config::secret(file)?)?;
-        let keyring =
-            Keyring::new(config.deployment.name.as_str(), Keks::new(vec![(kek_path(file)?, kek)])?);
+        let keyring = Keyring::new(config.deployment.name.as_str(), Keks::new(vec![(kek_path(file)?, kek)])?);
         let (tracker, end) = (TaskTracker::new(), CancellationToken::new());
-        let store =
-            Arc::new(Store::new(&config.database, &config::database_url(&config)?, tracker.clone())?);
+        let store = Arc::new(Store::new(&config.database, &config::database_url(&config)?, tracker.clone())?);
         let (watched, watching) = (store.clone(), end.clone());
         tracker.spawn(async move { watched.observe(watching).await });
         let deadline = Deadline::after(Duration::from_secs(10), end.clone());

@@ -5,10 +5,10 @@ use std::time::Duration;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::Value;
 
+use crate::Extent;
 use crate::support::client::{Client, request};
 use crate::support::place::{Daemon, Place};
 use crate::support::report::{Report, Target, median};
-use crate::Extent;
 
 const MIB: f64 = 1024.0 * 1024.0;
 const CONNECTIONS: usize = 1000;

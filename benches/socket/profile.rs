@@ -6,13 +6,13 @@ use serde_json::json;
 use tokio_postgres::{Client as Postgres, NoTls, Statement};
 use tokio_util::task::TaskTracker;
 
+use crate::Extent;
+use crate::round_trip::rate;
 use crate::support::client::request;
 use crate::support::load::{Load, Shape};
 use crate::support::place::{Daemon, Place};
 use crate::support::placement::OneCpu;
 use crate::support::report::{Report, Target, Turns, microseconds, times};
-use crate::Extent;
-use crate::round_trip::rate;
 
 const USER: &str = "bench-profile";
 /// The columns and the join of `profile.get`.

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::support::client::{Client, request};
 use super::echo::Echo;
+use crate::Extent;
+use crate::support::client::{Client, request};
 use crate::support::load::{Lines, Load, Shape};
 use crate::support::place::Daemon;
 use crate::support::placement::OneCpu;
 use crate::support::report::{Report, Target, Turns, median, times};
-use crate::Extent;
 
 /// One connection, one call at a time.
 pub(crate) fn one_at_a_time(

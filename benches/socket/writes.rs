@@ -3,10 +3,10 @@
 
 use serde_json::{Value, json};
 
+use crate::Extent;
 use crate::support::client::Client;
 use crate::support::place::Daemon;
 use crate::support::report::{Report, Target, Turns, microseconds, times};
-use crate::Extent;
 
 /// Messages of a short and of a long conversation.
 const SHORT: u32 = 10;

@@ -39,7 +39,8 @@ impl Place {
     /// `settings` are PostgreSQL's that differ from its defaults.
     pub(crate) fn new(settings: &[(&str, &str)]) -> anyhow::Result<Self> {
         let directory = tempfile::tempdir()?;
-        let postgres = Private::start(directory.path(), Options { sync: true, settings, ..Options::default() })?;
+        let postgres =
+            Private::start(directory.path(), Options { sync: true, settings, ..Options::default() })?;
         postgres.provision(ROLE, DATABASE)?;
         let place = Self { postgres, directory };
         for (file, command) in [("kek", ["keyring", "generate"]), ("signing", ["signing", "generate"])] {

@@ -46,6 +46,21 @@ pub struct Group {
     _room: OwnedSemaphorePermit,
 }
 
+/// A group that waits for room.
+struct Entering {
+    drafts: Vec<Draft>,
+    weight: u32,
+    state: Arc<AtomicU8>,
+    reply: oneshot::Sender<Result<Vec<Receipt>>>,
+}
+
+impl Entering {
+    fn with(self, room: OwnedSemaphorePermit) -> Request {
+        let Self { drafts, state, reply, .. } = self;
+        Request::Append(Group { drafts, state, tries: 0, reply, _room: room })
+    }
+}
+
 /// What a writer is asked for.
 #[derive(Debug)]
 pub enum Request {
@@ -122,38 +137,51 @@ impl Queue {
         deadline: &Deadline,
     ) -> Result<Vec<Receipt>> {
         let stream = self.stream(connection)?;
-        let full = || Error::Overloaded { what: "the audit queue is full", retry_after: self.max_wait };
         let weight = drafts.iter().map(Draft::weight).fold(0_usize, usize::saturating_add).min(BYTES);
         let weight = u32::try_from(weight).map_err(Error::internal)?;
-        let wait = deadline.within(self.max_wait);
         let (reply, answer) = oneshot::channel();
         let state = Arc::new(AtomicU8::new(WAITING));
-        let waiting = state.clone();
-        let entering = async {
-            // Where there is room nothing is waited for: entries of one connection are asked for in their order.
-            if let (Ok(room), Ok(place)) =
-                (self.room.clone().try_acquire_many_owned(weight), stream.try_reserve())
-            {
-                place.send(Request::Append(Group { drafts, state, tries: 0, reply, _room: room }));
-                return Ok(());
-            }
-            let room = self.room.clone().acquire_many_owned(weight).await.map_err(|_| full())?;
-            let place = stream.reserve().await.map_err(|_| Error::unavailable("this daemon is ending"))?;
-            place.send(Request::Append(Group { drafts, state, tries: 0, reply, _room: room }));
-            Ok(())
-        };
-        wait.run(entering).await.unwrap_or_else(|_| Err(full()))?;
+        let entering = Entering { drafts, weight, state: state.clone(), reply };
+        // Where there is room nothing is waited for: entries of one connection are asked for in their order.
+        if let Err(entering) = self.try_enter(stream, entering) {
+            Box::pin(self.enter(stream, entering, deadline)).await?;
+        }
         match deadline.run(answer).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(Error::UnknownOutcome),
-            Err(_) => match waiting.compare_exchange(WAITING, WITHDRAWN, Ordering::AcqRel, Ordering::Acquire)
-            {
+            Err(_) => match state.compare_exchange(WAITING, WITHDRAWN, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => Err(Error::unavailable(
                     "the audit log cannot be written at present; nothing was appended",
                 )),
                 Err(_) => Err(Error::UnknownOutcome),
             },
         }
+    }
+
+    fn try_enter(&self, stream: &mpsc::Sender<Request>, entering: Entering) -> Result<(), Entering> {
+        let Ok(room) = self.room.clone().try_acquire_many_owned(entering.weight) else {
+            return Err(entering);
+        };
+        let Ok(place) = stream.try_reserve() else { return Err(entering) };
+        place.send(entering.with(room));
+        Ok(())
+    }
+
+    /// Waits for room.
+    async fn enter(
+        &self,
+        stream: &mpsc::Sender<Request>,
+        entering: Entering,
+        deadline: &Deadline,
+    ) -> Result<()> {
+        let full = || Error::Overloaded { what: "the audit queue is full", retry_after: self.max_wait };
+        let waiting = async {
+            let room = self.room.clone().acquire_many_owned(entering.weight).await.map_err(|_| full())?;
+            let place = stream.reserve().await.map_err(|_| Error::unavailable("this daemon is ending"))?;
+            place.send(entering.with(room));
+            Ok(())
+        };
+        deadline.within(self.max_wait).run(waiting).await.unwrap_or_else(|_| Err(full()))
     }
 
     /// Hands over what was staged. Where there is no room it is found in the table later.

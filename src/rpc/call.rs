@@ -251,8 +251,11 @@ impl Calls {
             Err(_) if entry.writes => Err(Error::UnknownOutcome),
             Err(_) => Err(Error::unavailable("no answer within the call's deadline")),
         };
-        if let Some(by) = begun.get() {
-            self.enter(entry, by, &result).await?;
+        if let Some(by) = begun.get()
+            && let Some(outcome) = self.wants_entry(entry, by, &result)
+        {
+            // Boxed, as every call would have room for it otherwise, and thousands of them only wait for the log.
+            Box::pin(self.enter(by, outcome)).await?;
         }
         let result = result?;
         let max = self.app.config.limits.max_answer_bytes.bytes();
@@ -274,8 +277,8 @@ impl Calls {
         by
     }
 
-    /// Enters a call in the log, unless its entry is committed with its change. Nothing personal is answered before.
-    async fn enter(&self, entry: &Entry, by: &By, result: &Result<Box<RawValue>>) -> Result<()> {
+    /// How a call ended, if it is to be entered in the log and its entry is not committed with its change.
+    fn wants_entry(&self, entry: &Entry, by: &By, result: &Result<Box<RawValue>>) -> Option<Outcome> {
         let wanted = match self.app.config.audit.access {
             AuditAccess::All => entry.entered,
             AuditAccess::Writes => entry.entered && entry.writes,
@@ -289,12 +292,14 @@ impl Calls {
                 | Error::Overloaded { .. }
                 | Error::UnknownOutcome
                 | Error::Internal(_),
-            ) => return Ok(()),
+            ) => return None,
             Err(_) => Outcome::Failure,
         };
-        if !wanted || by.is_staged() {
-            return Ok(());
-        }
+        (wanted && !by.is_staged()).then_some(outcome)
+    }
+
+    /// Enters a call in the log. Nothing personal is answered before.
+    async fn enter(&self, by: &By, outcome: Outcome) -> Result<()> {
         match self.app.records.log().note(by, outcome, &by.deadline).await {
             // It is only a read, or a refusal: it can be asked again.
             Err(Error::UnknownOutcome) => {
