@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::audit::Log;
-use crate::config::{self, Config};
+use crate::config::{self, Config, OnGap};
 use crate::error::Error;
 use crate::keyring::{Kek, KekError, Keks, Keyring, SigningKey, SigningKeyError, StartError};
 use crate::records::Records;
@@ -258,13 +258,36 @@ pub async fn open_log(
     tracker: &TaskTracker,
     end: &CancellationToken,
 ) -> Result<Arc<Log>, OpenError> {
+    let (store, keyring) = open_store(config, tracker, end).await?;
+    Ok(Arc::new(Log::reader(store, keyring, read_signers(config)?, &config.audit)))
+}
+
+/// Opens the log to append what sidekeep itself has to say, without a daemon. Its writer ends with `end`.
+///
+/// # Errors
+/// As [`App::open`].
+pub async fn open_writer(
+    config: &Config,
+    tracker: &TaskTracker,
+    end: &CancellationToken,
+) -> Result<Log, OpenError> {
+    let (store, keyring) = open_store(config, tracker, end).await?;
+    let audit = config::Audit { streams: 1, on_gap: OnGap::Refuse, ..config.audit.clone() };
+    Ok(Log::start(store, keyring, read_signers(config)?, &audit, end))
+}
+
+async fn open_store(
+    config: &Config,
+    tracker: &TaskTracker,
+    end: &CancellationToken,
+) -> Result<(Arc<Store>, Arc<Keyring>), OpenError> {
     let keyring = Arc::new(Keyring::new(config.deployment.name.as_str(), read_keks(config)?));
     let store = Arc::new(Store::new(&config.database, &config::database_url(config)?, tracker.clone())?);
     let (watched, watching) = (store.clone(), end.clone());
     tracker.spawn(async move { watched.observe(watching).await });
     let deadline = Deadline::after(config.limits.call_timeout.duration(), end.clone());
     keyring.check(&store, &deadline).await?;
-    Ok(Arc::new(Log::reader(store, keyring, read_signers(config)?)))
+    Ok((store, keyring))
 }
 
 fn read_signers(config: &Config) -> Result<Vec<SigningKey>, OpenError> {

@@ -3,10 +3,11 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::draft::Draft;
-use super::entry::{Append, Labels, Outcome};
+use super::entry::{Append, Labels, OWN_LABELS, Outcome};
+use super::turn::Turn;
 use crate::error::Result;
 use crate::store::Deadline;
-use crate::values::{ResourceId, ShortText, Term, UserId};
+use crate::values::{Json, RecordId, ResourceId, ShortText, Term, UserId};
 
 /// One call, as the records and the log see it.
 #[derive(Debug)]
@@ -31,8 +32,11 @@ pub struct By {
     pub user_agent: Option<ShortText>,
     /// How often the peer was refused, where it was.
     pub refused: Option<u64>,
+    /// The entry's id, where it may be entered more than once and must be there once.
+    pub id: Option<RecordId>,
     /// Whether a change stages its entry.
     pub stages: bool,
+    turn: Mutex<Option<Turn>>,
     noted: Mutex<Noted>,
 }
 
@@ -42,6 +46,8 @@ struct Noted {
     subject: Option<UserId>,
     resource: Option<(&'static str, String)>,
     digest: Option<String>,
+    labels: Vec<(String, String)>,
+    metadata: Option<Json>,
     staged: bool,
 }
 
@@ -59,13 +65,25 @@ impl By {
             ip_address: None,
             user_agent: None,
             refused: None,
+            id: None,
             stages: true,
+            turn: Mutex::default(),
             noted: Mutex::default(),
         }
     }
 
     fn noted(&self) -> MutexGuard<'_, Noted> {
         self.noted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lines up behind what its connection has sent before.
+    pub fn line_up(&self, turn: Option<Turn>) {
+        *self.turn.lock().unwrap_or_else(PoisonError::into_inner) = turn;
+    }
+
+    /// Its place in the line of its connection, once.
+    pub fn turn(&self) -> Option<Turn> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Notes whose data it is about: a person who exists.
@@ -83,12 +101,22 @@ impl By {
         self.noted().digest = Some(sha256);
     }
 
-    /// Notes that its entry is committed with its change.
+    /// Notes something else that can be counted or compared: a label that only sidekeep writes.
+    pub fn tells(&self, name: &str, value: impl std::fmt::Display) {
+        self.noted().labels.push((format!("{OWN_LABELS}{name}"), value.to_string()));
+    }
+
+    /// Notes what was looked for. Persons stand in it as numbers: it is sealed with the key of one person alone.
+    pub fn looks_for(&self, filter: Json) {
+        self.noted().metadata = Some(filter);
+    }
+
+    /// Notes that its entry is committed, with its change or before it went on.
     pub fn note_staged(&self) {
         self.noted().staged = true;
     }
 
-    /// Whether its entry is committed with its change.
+    /// Whether its entry is committed already.
     pub fn is_staged(&self) -> bool {
         self.noted().staged
     }
@@ -105,6 +133,7 @@ impl By {
         own.extend(self.request_id.as_ref().map(|id| ("request_id", id.as_str().to_owned())));
         own.extend(self.refused.map(|count| ("sidekeep.count", count.to_string())));
         own.extend(noted.digest.map(|digest| ("sidekeep.row_sha256", digest)));
+        let own = own.into_iter().map(|(name, value)| (name.to_owned(), value)).chain(noted.labels);
         let (kind, id) = noted.resource.unzip();
         let given = Append {
             action: Term::parse(self.method).map_err(crate::error::Error::internal)?,
@@ -117,10 +146,10 @@ impl By {
             ip_address: self.ip_address.clone(),
             user_agent: self.user_agent.clone(),
             labels: None,
-            metadata: None,
-            id: None,
+            metadata: noted.metadata,
+            id: self.id.clone(),
         };
-        let mut draft = Draft::new(given, Some(Labels::own(own)))?;
+        let mut draft = Draft::new(given, Some(Labels::of(own)))?;
         // Only a call that succeeded makes a person of its actor.
         draft.creates = outcome == Outcome::Success;
         Ok(draft)

@@ -4,7 +4,8 @@ use chrono::{DateTime, Utc};
 use tokio_postgres::types::Json;
 
 use super::entry::Labels;
-use super::merkle::{Hash, Node};
+use super::growth::Tile;
+use super::merkle::Hash;
 use super::stream::Placed;
 
 /// The values of a batch, a list for each column. The entries' own are borrowed: a batch is not copied on its way.
@@ -26,12 +27,13 @@ pub(super) struct Columns<'a> {
     pub(super) level: Vec<i32>,
     pub(super) index: Vec<i64>,
     pub(super) hash: Vec<&'a [u8]>,
+    pub(super) children: Vec<Vec<u8>>,
     pub(super) staged: Vec<i64>,
 }
 
 impl<'a> Columns<'a> {
-    /// Entries that have their places, with their leaves, and the subtrees that they complete.
-    pub(super) fn of(entries: &'a [Placed<'_>], leaves: &'a [Hash], subtrees: &'a [(Node, Hash)]) -> Self {
+    /// Entries that have their places, with their leaves, and the tiles that they complete.
+    pub(super) fn of(entries: &'a [Placed<'_>], leaves: &'a [Hash], tiles: &'a [Tile]) -> Self {
         let mut columns = Self::default();
         for ((entry, staged), leaf) in entries.iter().zip(leaves) {
             columns.position.push(entry.position);
@@ -49,11 +51,12 @@ impl<'a> Columns<'a> {
             columns.leaf_hash.push(leaf.bytes());
             columns.staged.extend(*staged);
         }
-        for (node, hash) in subtrees {
-            if let (Ok(level), Ok(index)) = (i32::try_from(node.level), i64::try_from(node.index)) {
+        for tile in tiles {
+            if let (Ok(level), Ok(index)) = (i32::try_from(tile.node.level), i64::try_from(tile.node.index)) {
                 columns.level.push(level);
                 columns.index.push(index);
-                columns.hash.push(hash.bytes());
+                columns.hash.push(tile.hash.bytes());
+                columns.children.push(tile.children.iter().flat_map(|hash| *hash.bytes()).collect());
             }
         }
         columns

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::entry::{Append, Entry, Labels};
+use super::entry::{Append, Entry, Labels, OWN_LABELS};
 use crate::error::{Error, Result};
 use crate::keyring::{Deployment, Place, Subject};
 use crate::values::{Json, RecordId, ResourceId, ShortText, Term, UserId};
@@ -77,8 +77,13 @@ impl Draft {
         if given.id.as_ref().is_some_and(|id| is_person(id.as_str())) {
             return Err(identifies("id"));
         }
-        if given.labels.iter().flat_map(Labels::iter).any(|(_, value)| is_person(value)) {
+        if given.labels.iter().flat_map(Labels::iter).any(|(key, value)| is_person(key) || is_person(value)) {
             return Err(identifies("labels"));
+        }
+        // Of sidekeep's own labels these are the caller's words.
+        let said = |(key, value): &(&str, &str)| !key.starts_with(OWN_LABELS) && is_person(value);
+        if let Some((key, _)) = own.iter().flat_map(Labels::iter).find(said) {
+            return Err(identifies(&format!("context.{key}")));
         }
         let resource_id = match given.resource_id.as_ref().map(ResourceId::as_str) {
             // What sidekeep writes itself may stand for the persons.

@@ -72,6 +72,11 @@ impl Labels {
         serde_json::from_value::<BTreeMap<String, String>>(value.clone()).ok().map(Self::of)
     }
 
+    /// Labels as PostgreSQL writes them.
+    pub fn read(json: &[u8]) -> Option<Self> {
+        serde_json::from_slice::<BTreeMap<String, String>>(json).ok().map(Self::of)
+    }
+
     /// The labels in the order of their keys.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(key, value)| (key.as_str(), value.as_str()))
@@ -298,13 +303,23 @@ impl Entry {
 }
 
 /// A leaf of the heads log: the same construction over a head.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Head {
-    at: Timestamp,
-    #[serde(serialize_with = "as_hex")]
-    root: Hash,
-    size: i64,
-    stream: i32,
+    /// When it was taken.
+    pub at: Timestamp,
+    /// The root over the entries.
+    #[serde(serialize_with = "as_hex", deserialize_with = "from_hex")]
+    pub root: Hash,
+    /// How many entries.
+    pub size: i64,
+    /// Of which stream.
+    pub stream: i32,
+}
+
+fn from_hex<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Hash, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    Hash::from_hex(&text).ok_or_else(|| de::Error::custom("must be a hash in hexadecimal"))
 }
 
 fn as_hex<S: serde::Serializer>(hash: &Hash, serializer: S) -> Result<S::Ok, S::Error> {
@@ -320,6 +335,13 @@ impl Head {
     /// The canonical bytes.
     pub fn canonical(&self) -> Vec<u8> {
         serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// The head that has these canonical bytes.
+    pub fn read(canonical: &str) -> Option<Self> {
+        let head: Self = serde_json::from_str(canonical).ok()?;
+        let sound = head.stream >= 0 && head.size > 0 && head.canonical() == canonical.as_bytes();
+        sound.then_some(head)
     }
 
     /// The leaf of this head.

@@ -3,12 +3,17 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
 use super::by::By;
+use super::doing::{Doing, Leased};
 use super::draft::{Draft, Known};
 use super::entry::{Append, Outcome};
+use super::gap::Gap;
+use super::note::VerifierKey;
+use super::publication::Publication;
 use super::queue::{Queue, Receipt};
 use super::stream::Sealed;
 use super::writer::Writer;
@@ -26,7 +31,10 @@ pub struct Log {
     pub(super) keyring: Arc<Keyring>,
     pub(super) signers: Vec<SigningKey>,
     pub(super) verified: AtomicU64,
+    pub(super) to_verify: AtomicU64,
+    pub(super) publication: Arc<Publication>,
     queue: Queue,
+    doing: Arc<Doing>,
 }
 
 /// What was staged, if anything is to be.
@@ -47,18 +55,63 @@ impl Log {
         end: &CancellationToken,
     ) -> Self {
         let (queue, receivers) = Queue::new(audit.streams, audit.max_wait.duration());
+        let doing = Arc::new(Doing::default());
+        let log = Self::with(store, keyring, (signers, audit), (queue, doing.clone()));
         for requests in receivers {
             let idempotency = audit.idempotency.duration();
-            let writer = Writer::new(store.clone(), keyring.clone(), requests, idempotency, end.clone());
-            store.tracker().spawn(writer.run());
+            let writer =
+                Writer::new(log.publication.clone(), requests, idempotency, doing.clone(), end.clone());
+            log.store.tracker().spawn(writer.run());
         }
-        Self { store, keyring, signers, verified: AtomicU64::new(0), queue }
+        log.store.tracker().spawn(log.publication.clone().guard(end.clone()));
+        log
     }
 
     /// The log for reading alone, by a process that appends nothing.
-    pub fn reader(store: Arc<Store>, keyring: Arc<Keyring>, signers: Vec<SigningKey>) -> Self {
-        let (queue, _) = Queue::new(1, std::time::Duration::ZERO);
-        Self { store, keyring, signers, verified: AtomicU64::new(0), queue }
+    pub fn reader(store: Arc<Store>, keyring: Arc<Keyring>, signers: Vec<SigningKey>, audit: &Audit) -> Self {
+        let (queue, _) = Queue::new(1, Duration::ZERO);
+        Self::with(store, keyring, (signers, audit), (queue, Arc::default()))
+    }
+
+    fn with(
+        store: Arc<Store>,
+        keyring: Arc<Keyring>,
+        (signers, audit): (Vec<SigningKey>, &Audit),
+        (queue, doing): (Queue, Arc<Doing>),
+    ) -> Self {
+        let key = |key: &SigningKey| VerifierKey::new(keyring.deployment(), key.public());
+        let keys = signers.iter().map(key).collect();
+        let publication = Arc::new(Publication::new(store.clone(), keyring.clone(), keys, audit));
+        let (verified, to_verify) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { store, keyring, signers, verified, to_verify, publication, queue, doing }
+    }
+
+    /// Its publication.
+    pub fn publication(&self) -> &Publication {
+        &self.publication
+    }
+
+    /// Compares the log with its publication. Answers what streams have lost; with `accept` that is declared, and in the log
+    /// on return.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] and [`Error::Unavailable`], saying what to do.
+    pub async fn recover(&self, accept: bool, deadline: &Deadline) -> Result<Vec<Gap>> {
+        let (gaps, entries) = self.publication.recover(accept, deadline).await?;
+        entries.into_iter().for_each(|entry| self.enter_staged(entry));
+        if accept {
+            self.drained(deadline).await?;
+        }
+        Ok(gaps)
+    }
+
+    /// Hands over what sidekeep itself has staged. Without a writer it is found in the table later.
+    pub(super) fn enter_staged(&self, entry: Sealed) {
+        self.queue.staged(0, Box::new(entry));
+    }
+
+    fn may_append(&self) -> Result<()> {
+        self.publication.refusal().map_or(Ok(()), Err)
     }
 
     /// Whether this daemon has a key to sign checkpoints with.
@@ -66,14 +119,24 @@ impl Log {
         !self.signers.is_empty()
     }
 
-    /// About how many entries the verification that runs has looked at.
-    pub fn verified(&self) -> u64 {
-        self.verified.load(Ordering::Relaxed)
+    /// About how many leaves the verification that runs has looked at, and how many entries the log has.
+    pub fn verified(&self) -> (u64, u64) {
+        (self.verified.load(Ordering::Relaxed), self.to_verify.load(Ordering::Relaxed))
     }
 
-    /// How many requests wait.
-    pub fn waiting(&self) -> usize {
-        self.queue.len()
+    /// How many requests wait, and how many may.
+    pub fn waiting(&self) -> (usize, usize) {
+        (self.queue.len(), self.queue.max())
+    }
+
+    /// The streams that this daemon has leased.
+    pub fn leased(&self) -> Vec<Leased> {
+        self.doing.leased()
+    }
+
+    /// How many entries were staged and waited when it was last looked, how long the oldest had, and how long ago that was.
+    pub fn lag(&self) -> Option<(staged::Lag, Duration)> {
+        self.doing.lag()
     }
 
     /// Makes the months ahead of need. Answers how many were made.
@@ -97,6 +160,7 @@ impl Log {
     /// # Errors
     /// [`Error::Invalid`], [`Error::Conflict`], and those of [`Queue::append`].
     pub async fn append(&self, by: &By, given: Vec<Append>) -> Result<Vec<Receipt>> {
+        self.may_append()?;
         let many = given.len() > 1;
         let mut drafts: Vec<Draft> = Vec::with_capacity(given.len());
         let mut ids = HashSet::new();
@@ -111,7 +175,7 @@ impl Log {
             }
             drafts.push(draft);
         }
-        self.queue.append(by.connection, drafts, &by.deadline).await
+        self.queue.append(by.connection, drafts, by.turn(), &by.deadline).await
     }
 
     /// Appends the access entry of a call that staged none, and waits for the commit.
@@ -119,7 +183,8 @@ impl Log {
     /// # Errors
     /// As [`Log::append`]; the call must not be answered then.
     pub async fn note(&self, by: &By, outcome: Outcome, deadline: &Deadline) -> Result<()> {
-        self.queue.append(by.connection, vec![by.draft(outcome)?], deadline).await.map(drop)
+        self.may_append()?;
+        self.queue.append(by.connection, vec![by.draft(outcome)?], by.turn(), deadline).await.map(drop)
     }
 
     /// Enters that a peer was refused so often.
@@ -146,6 +211,7 @@ impl Log {
         if !by.stages {
             return Ok(None);
         }
+        self.may_append()?;
         by.concerns(&subject.user_id);
         let mut draft = by.draft(Outcome::Success)?;
         let mut known = HashMap::new();
@@ -181,7 +247,8 @@ impl Log {
     /// # Errors
     /// [`Error::Unavailable`] when the deadline comes first.
     pub async fn drained(&self, deadline: &Deadline) -> Result<()> {
-        staged::drained(&self.store, deadline).await
+        self.may_append()?;
+        staged::drained(&self.store, self.keyring.own()?, deadline).await
     }
 }
 

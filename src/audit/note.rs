@@ -31,6 +31,21 @@ impl VerifierKey {
         Self { name: origin(deployment), public: public.to_vec() }
     }
 
+    /// Its name: the origin of the notes it signs.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its id, as it stands in `encode`.
+    pub fn id_hex(&self) -> String {
+        super::merkle::hex(&self.id())
+    }
+
+    /// Whether this is its signature over these bytes.
+    pub fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
+        verifies(&self.public, message, signature)
+    }
+
     /// The first four bytes of SHA-256 over name and key.
     fn id(&self) -> [u8; 4] {
         let hash = Hash::of(&[self.name.as_bytes(), b"\n", &[ED25519], &self.public]);
@@ -73,27 +88,44 @@ pub fn sign(deployment: &str, checkpoint: &Checkpoint, key: &SigningKey) -> Stri
     format!("{text}\n\u{2014} {} {}\n", verifier.name, STANDARD.encode(signature))
 }
 
+/// The signatures of a note: name, key id and the signature itself.
+fn signatures(note: &str) -> impl Iterator<Item = (&str, Vec<u8>, Vec<u8>)> {
+    let lines = note.split_once("\n\n").map_or("", |(_, signatures)| signatures).lines();
+    lines.filter_map(|line| {
+        let (name, signature) = line.strip_prefix("\u{2014} ")?.split_once(' ')?;
+        let signature = STANDARD.decode(signature).ok()?;
+        let (id, signature) = signature.split_at_checked(4)?;
+        Some((name, id.to_vec(), signature.to_vec()))
+    })
+}
+
+/// Whether a note says that this key has signed it; whether it has is for [`open`] to say.
+pub fn names(note: &str, key: &VerifierKey) -> bool {
+    signatures(note).any(|(name, id, _)| name == key.name && id == key.id())
+}
+
+/// The checkpoint in a note of this origin, whoever has signed it.
+pub fn read(note: &str, origin: &str) -> Option<Checkpoint> {
+    let (text, _) = note.split_once("\n\n")?;
+    let mut lines = text.lines();
+    let (found, size, root) = (lines.next()?, lines.next()?, lines.next()?);
+    let root = Hash::read(&STANDARD.decode(root).ok()?)?;
+    let number: u64 = size.parse().ok()?;
+    (found == origin && number.to_string() == size).then_some(Checkpoint { size: number, root })
+}
+
 /// The checkpoint in a note that one of these keys has signed; nothing where none has, or it is no checkpoint.
 pub fn open(note: &str, keys: &[VerifierKey]) -> Option<Checkpoint> {
-    let (text, signatures) = note.split_once("\n\n")?;
+    let (text, _) = note.split_once("\n\n")?;
     let text = format!("{text}\n");
-    let signed = signatures.lines().any(|line| {
-        let Some((name, signature)) = line.strip_prefix("\u{2014} ").and_then(|line| line.split_once(' '))
-        else {
-            return false;
-        };
-        let Ok(signature) = STANDARD.decode(signature) else { return false };
-        let Some((id, signature)) = signature.split_at_checked(4) else { return false };
+    let signed = signatures(note).any(|(name, id, signature)| {
         keys.iter().any(|key| {
-            key.name == name && key.id() == id && verifies(&key.public, text.as_bytes(), signature)
+            key.name == name && id == key.id() && verifies(&key.public, text.as_bytes(), &signature)
         })
     });
-    let mut lines = text.lines();
-    let (origin, size, root) = (lines.next()?, lines.next()?, lines.next()?);
-    let root = Hash::read(&STANDARD.decode(root).ok()?)?;
-    let size: u64 = size.parse().ok()?;
+    let origin = text.lines().next()?;
     let ours = keys.iter().any(|key| key.name == origin);
-    (signed && ours && size.to_string() == text.lines().nth(1)?).then_some(Checkpoint { size, root })
+    (signed && ours).then(|| read(note, origin)).flatten()
 }
 
 #[cfg(test)]

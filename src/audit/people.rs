@@ -19,11 +19,11 @@ const REMEMBERED: usize = 5_000;
 pub(super) struct People(HashMap<String, Known>);
 
 impl People {
-    /// Makes sure that everybody these entries name is known; who does not exist yet is created.
+    /// Looks up everybody whom these entries name.
     ///
     /// # Errors
-    /// The store's.
-    pub(super) async fn meet(
+    /// The store's; those of a row that was changed.
+    pub(super) async fn find(
         &mut self,
         store: &Store,
         keyring: &Keyring,
@@ -33,32 +33,52 @@ impl People {
         if self.0.len() > REMEMBERED {
             self.0.clear();
         }
-        for create in [true, false] {
-            let mut unknown: Vec<&UserId> = drafts.iter().flat_map(|draft| draft.people()).collect();
-            unknown.retain(|person| !self.0.contains_key(person.as_str()));
-            unknown.sort_unstable();
-            unknown.dedup();
-            if unknown.is_empty() {
-                return Ok(());
-            }
-            let user_ids: Vec<&str> = unknown.iter().map(|person| person.as_str()).collect();
-            let found = store
-                .single(deadline, "audit.people", async |connection| {
-                    Person::find(connection, &user_ids).await
-                })
-                .await?;
-            for person in found {
-                let wrapped_key = person.wrapped_key().to_vec();
-                let subject = Arc::new(keyring.open(person)?);
-                self.0.insert(subject.user_id.clone(), Known { subject, wrapped_key });
-            }
-            let creating = drafts.iter().filter(|draft| draft.creates).flat_map(|draft| draft.people());
-            unknown = creating.filter(|person| !self.0.contains_key(person.as_str())).collect();
-            if create && !unknown.is_empty() {
-                keyring.create(store, deadline, &unknown).await?;
-            }
+        let mut unknown: Vec<&str> = drafts
+            .iter()
+            .flat_map(|draft| draft.people())
+            .map(UserId::as_str)
+            .filter(|person| !self.0.contains_key(*person))
+            .collect();
+        unknown.sort_unstable();
+        unknown.dedup();
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        let found = store
+            .single(deadline, "audit.people", async |connection| Person::find(connection, &unknown).await)
+            .await?;
+        for person in found {
+            let wrapped_key = person.wrapped_key().to_vec();
+            let subject = Arc::new(keyring.open(person)?);
+            self.0.insert(subject.user_id.clone(), Known { subject, wrapped_key });
         }
         Ok(())
+    }
+
+    /// Whether an entry names somebody who does not exist yet.
+    pub(super) fn lacks<'a>(&self, mut drafts: impl Iterator<Item = &'a Draft>) -> bool {
+        drafts.any(|draft| draft.people().any(|person| !self.0.contains_key(person.as_str())))
+    }
+
+    /// Creates whom these entries name and who does not exist yet, where they may create somebody; to be called after
+    /// [`People::find`].
+    ///
+    /// # Errors
+    /// The store's.
+    pub(super) async fn create(
+        &mut self,
+        store: &Store,
+        keyring: &Keyring,
+        drafts: &[&Draft],
+        deadline: &Deadline,
+    ) -> Result<()> {
+        let creating = drafts.iter().filter(|draft| draft.creates).flat_map(|draft| draft.people());
+        let unknown: Vec<&UserId> = creating.filter(|person| !self.0.contains_key(person.as_str())).collect();
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        keyring.create(store, deadline, &unknown).await?;
+        self.find(store, keyring, drafts, deadline).await
     }
 
     /// Everybody who is known.

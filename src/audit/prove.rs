@@ -116,7 +116,13 @@ impl Log {
             .store
             .snapshot(deadline, "audit.consistency", async |connection| {
                 let present: Option<i64> = match between.stream {
-                    None => Some(audit_heads::table.count().get_result(connection).await?),
+                    None => {
+                        let last: Option<i64> = audit_heads::table
+                            .select(diesel::dsl::max(audit_heads::index))
+                            .get_result(connection)
+                            .await?;
+                        Some(last.map_or(0, |last| last.saturating_add(1)))
+                    }
                     Some(stream) => audit_streams::table
                         .find(stream)
                         .select(audit_streams::size)
@@ -141,12 +147,16 @@ impl Log {
 
 type Path = (HeadRow, CheckpointRow, Vec<Hash>, Vec<Hash>);
 
-/// From the entry to the first head that has it, and from there to the newest checkpoint; nothing where it is too young.
+/// From the entry to the first head that has it, and from there to the newest checkpoint; nothing where it is too young. Of a
+/// stream that has lost entries, heads that covered these prove nothing any more.
 async fn path(connection: &mut Connection, stream: i32, position: i64) -> Result<Option<Path>> {
     let Some(checkpoint) = newest(connection).await? else { return Ok(None) };
+    let present: i64 =
+        audit_streams::table.find(stream).select(audit_streams::size).first(connection).await?;
     let head: Option<HeadRow> = audit_heads::table
         .filter(audit_heads::stream.eq(stream))
         .filter(audit_heads::size.gt(position))
+        .filter(audit_heads::size.le(present))
         .order(audit_heads::size)
         .select(HeadRow::as_select())
         .first(connection)

@@ -9,6 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::draft::Draft;
 use super::stream::Sealed;
+use super::turn::Turn;
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use crate::store::Deadline;
@@ -46,7 +47,7 @@ pub struct Group {
     _room: OwnedSemaphorePermit,
 }
 
-/// A group that waits for room.
+/// A group on its way into the queue.
 struct Entering {
     drafts: Vec<Draft>,
     weight: u32,
@@ -59,6 +60,12 @@ impl Entering {
         let Self { drafts, state, reply, .. } = self;
         Request::Append(Group { drafts, state, tries: 0, reply, _room: room })
     }
+}
+
+/// A group that has to wait for its turn, or for room.
+struct Late {
+    entering: Entering,
+    turn: Option<Turn>,
 }
 
 /// What a writer is asked for.
@@ -125,7 +132,8 @@ impl Queue {
         self.streams.get(place).ok_or_else(|| Error::internal("no writer"))
     }
 
-    /// Appends these entries, all or none, and waits for the commit. Those of one connection keep their order.
+    /// Appends these entries, all or none, and waits for the commit. Those that take turns keep
+    /// their order.
     ///
     /// # Errors
     /// [`Error::Overloaded`] and [`Error::Unavailable`]: nothing was appended. [`Error::UnknownOutcome`]: the deadline
@@ -134,6 +142,7 @@ impl Queue {
         &self,
         connection: usize,
         drafts: Vec<Draft>,
+        turn: Option<Turn>,
         deadline: &Deadline,
     ) -> Result<Vec<Receipt>> {
         let stream = self.stream(connection)?;
@@ -142,40 +151,51 @@ impl Queue {
         let (reply, answer) = oneshot::channel();
         let state = Arc::new(AtomicU8::new(WAITING));
         let entering = Entering { drafts, weight, state: state.clone(), reply };
-        // Where there is room nothing is waited for: entries of one connection are asked for in their order.
-        if let Err(entering) = self.try_enter(stream, entering) {
-            Box::pin(self.enter(stream, entering, deadline)).await?;
+        if let Err(late) = self.try_enter(stream, entering, turn) {
+            // Boxed, as every call would have room for it otherwise, and few need it.
+            Box::pin(self.enter(stream, late, deadline)).await?;
         }
-        match deadline.run(answer).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(Error::UnknownOutcome),
-            Err(_) => match state.compare_exchange(WAITING, WITHDRAWN, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => Err(Error::unavailable(
-                    "the audit log cannot be written at present; nothing was appended",
-                )),
-                Err(_) => Err(Error::UnknownOutcome),
-            },
+        if let Ok(Ok(result)) = deadline.run(answer).await {
+            return result;
+        }
+        // The deadline came first, or the writer has ended.
+        match state.compare_exchange(WAITING, WITHDRAWN, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => {
+                Err(Error::unavailable("the audit log cannot be written at present; nothing was appended"))
+            }
+            Err(_) => Err(Error::UnknownOutcome),
         }
     }
 
-    fn try_enter(&self, stream: &mpsc::Sender<Request>, entering: Entering) -> Result<(), Entering> {
-        let Ok(room) = self.room.clone().try_acquire_many_owned(entering.weight) else {
-            return Err(entering);
-        };
-        let Ok(place) = stream.try_reserve() else { return Err(entering) };
-        place.send(entering.with(room));
-        Ok(())
-    }
-
-    /// Waits for room.
-    async fn enter(
+    /// Enters at once, where it is this one's turn and there is room.
+    fn try_enter(
         &self,
         stream: &mpsc::Sender<Request>,
         entering: Entering,
-        deadline: &Deadline,
-    ) -> Result<()> {
+        turn: Option<Turn>,
+    ) -> Result<(), Late> {
+        if turn.as_ref().is_some_and(|turn| !turn.has_come()) {
+            return Err(Late { entering, turn });
+        }
+        let Ok(room) = self.room.clone().try_acquire_many_owned(entering.weight) else {
+            return Err(Late { entering, turn });
+        };
+        let Ok(place) = stream.try_reserve() else { return Err(Late { entering, turn }) };
+        place.send(entering.with(room));
+        // Only now whoever is behind may come.
+        drop(turn);
+        Ok(())
+    }
+
+    /// Waits for its turn and for room.
+    async fn enter(&self, stream: &mpsc::Sender<Request>, late: Late, deadline: &Deadline) -> Result<()> {
         let full = || Error::Overloaded { what: "the audit queue is full", retry_after: self.max_wait };
+        let Late { entering, turn } = late;
         let waiting = async {
+            let _come = match turn {
+                Some(turn) => Some(turn.come().await),
+                None => None,
+            };
             let room = self.room.clone().acquire_many_owned(entering.weight).await.map_err(|_| full())?;
             let place = stream.reserve().await.map_err(|_| Error::unavailable("this daemon is ending"))?;
             place.send(entering.with(room));
@@ -194,6 +214,11 @@ impl Queue {
     /// How many requests wait.
     pub fn len(&self) -> usize {
         self.streams.iter().map(|stream| stream.max_capacity().saturating_sub(stream.capacity())).sum()
+    }
+
+    /// How many requests may wait.
+    pub fn max(&self) -> usize {
+        self.streams.iter().map(mpsc::Sender::max_capacity).sum()
     }
 
     /// Whether nothing waits.

@@ -5,28 +5,24 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use diesel::dsl::sql;
-use diesel::pg::Pg;
 use diesel::prelude::{
     BoolExpressionMethods, ExpressionMethods, OptionalExtension, QueryDsl, SelectableHelper,
-    TextExpressionMethods,
 };
-use diesel::sql_types::{Bool, Int8, Jsonb};
+use diesel::sql_types::Int8;
 use diesel_async::RunQueryDsl;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::by::By;
-use super::draft::{ACTOR, SUBJECT};
-use super::entry::{Labels, Outcome};
+use super::entry::Outcome;
+use super::filter::{Filter, filtered};
 use super::log::Log;
 use super::open::{Opener, Shown};
 use super::row::Stored;
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
-use crate::keyring::Person;
-use crate::store::Connection;
 use crate::store::schema::{audit_logs, audit_streams};
-use crate::values::{Limit, Page, RecordId, ResourceId, Term, UserId, decode, encode, fit};
+use crate::values::{Json, Limit, Page, RecordId, ResourceId, Term, UserId, decode, encode, fit};
 
 /// Parameters of methods that name one entry: by id, or by stream and position.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -38,30 +34,6 @@ pub struct Which {
     pub stream: Option<i32>,
     /// Its position in the stream.
     pub position: Option<i64>,
-}
-
-/// What to look for; everything that is given must hold.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Filter {
-    /// Who acted.
-    pub user_id: Option<UserId>,
-    /// Whose data it was.
-    pub subject_user_id: Option<UserId>,
-    /// What was done: exactly, or a beginning with `*` behind it.
-    pub action: Option<Term>,
-    /// What kind of thing it was done to.
-    pub resource_type: Option<Term>,
-    /// Which one.
-    pub resource_id: Option<ResourceId>,
-    /// How it ended.
-    pub outcome: Option<Outcome>,
-    /// Done at this time or later, as the callers say; where one does not say, when it was appended.
-    pub from: Option<Timestamp>,
-    /// Done before this time.
-    pub to: Option<Timestamp>,
-    /// Labels that it must have.
-    pub labels: Option<BTreeMap<String, String>>,
 }
 
 /// Parameters of `audit.query`.
@@ -155,15 +127,7 @@ macro_rules! filter_of {
 }
 filter_of!(Query, Tail);
 
-type Rows<'a> = audit_logs::BoxedQuery<'a, Pg>;
 type Key = (DateTime<Utc>, i32, i64);
-
-/// The persons of a filter as they are in the keyring; nothing where one of them is unknown.
-struct Persons {
-    actor: Option<i64>,
-    subject: Option<i64>,
-    resource: Option<i64>,
-}
 
 impl Log {
     /// One entry.
@@ -172,10 +136,19 @@ impl Log {
     /// [`Error::NotFound`].
     pub async fn get(&self, by: &By, which: &Which) -> Result<Shown> {
         self.drained(&by.deadline).await?;
+        let given = match &which.id {
+            Some(id) => serde_json::json!({ "filter": { "id": id.as_str() } }),
+            None => serde_json::json!({ "filter": { "stream": which.stream, "position": which.position } }),
+        };
+        Json::trusted(given.to_string()).into_iter().for_each(|given| by.looks_for(given));
         let stored = self.find(by, which).await?;
+        by.about("entry", stored.id.as_str());
         let opener =
             Opener::of(&self.store, &self.keyring, std::slice::from_ref(&stored), &by.deadline).await?;
-        opener.open(stored)
+        let shown = opener.open(stored)?;
+        let concerned = shown.subject_user_id.as_ref().or(shown.user_id.as_ref());
+        concerned.into_iter().for_each(|person| by.concerns(person));
+        Ok(shown)
     }
 
     /// The row of one entry.
@@ -215,9 +188,10 @@ impl Log {
         let found = self
             .store
             .snapshot(&by.deadline, "audit.query", async |connection| {
-                let Some(persons) = persons(connection, &filter).await? else {
+                let persons = filter.persons(connection, by).await?;
+                if !persons.known {
                     return Ok((false, Vec::new()));
-                };
+                }
                 let rows = || {
                     let mut rows = filtered(&filter, &persons).order((
                         audit_logs::recorded_at.desc(),
@@ -253,7 +227,21 @@ impl Log {
         stored.into_iter().map(|stored| opener.open(stored)).collect()
     }
 
-    /// What comes next in each stream; waits a while where there is nothing.
+    /// Finds out whom a tail concerns, so that it can be entered before it begins.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn begin_tail(&self, by: &By, tail: &Tail) -> Result<()> {
+        let filter = tail.filter();
+        self.store
+            .single(&by.deadline, "audit.tail.begin", async |connection| {
+                filter.persons(connection, by).await.map(drop)
+            })
+            .await
+    }
+
+    /// What comes next in each stream; waits a while where there is nothing. The entries of tails alone are nothing, or
+    /// those who follow the log would wake one another for ever: they come with what is next.
     ///
     /// # Errors
     /// [`Error::Invalid`] for what is no stream.
@@ -269,7 +257,13 @@ impl Log {
         let wait = by.deadline.within(tail.wait.map_or(Duration::ZERO, crate::config::Period::duration));
         let mut pause = Duration::from_millis(10);
         loop {
-            let items = self.next(by, tail, &mut after, max_bytes).await?;
+            let before = after.clone();
+            let mut items = self.next(by, tail, &mut after, max_bytes).await?;
+            let asked_for = tail.action.is_some() || items.len() >= tail.limit.items();
+            if !asked_for && items.iter().all(Stored::is_of_tail) && !items.is_empty() {
+                after = before;
+                items.clear();
+            }
             if !items.is_empty() || wait.left() <= pause {
                 let after =
                     after.into_iter().map(|(stream, position)| (stream.to_string(), position)).collect();
@@ -298,9 +292,10 @@ impl Log {
                     .order(audit_streams::stream)
                     .load(connection)
                     .await?;
-                let Some(persons) = persons(connection, &filter).await? else {
+                let persons = filter.persons(connection, by).await?;
+                if !persons.known {
                     return Ok((Vec::new(), sizes));
-                };
+                }
                 let mut items: Vec<Stored> = Vec::new();
                 let mut ends = Vec::with_capacity(sizes.len());
                 let mut bytes = 0_u64;
@@ -348,78 +343,4 @@ fn size() -> diesel::expression::SqlLiteral<Int8> {
     sql::<Int8>(
         "(coalesce(octet_length(metadata_sealed), 0) + coalesce(octet_length(client_sealed), 0))::bigint",
     )
-}
-
-/// Looks the persons of a filter up; nothing where one of them is unknown, and so nothing can match.
-async fn persons(connection: &mut Connection, filter: &Filter) -> Result<Option<Persons>> {
-    let mut names: Vec<&str> =
-        [&filter.user_id, &filter.subject_user_id].into_iter().flatten().map(UserId::as_str).collect();
-    names.extend(filter.resource_id.as_ref().map(ResourceId::as_str));
-    let found = if names.is_empty() { Vec::new() } else { Person::find(connection, &names).await? };
-    let find = |name: Option<&str>| {
-        let name = name?;
-        found.iter().find(|person| person.user_id() == Some(name)).map(Person::subject_id)
-    };
-    let actor = find(filter.user_id.as_ref().map(UserId::as_str));
-    let subject = find(filter.subject_user_id.as_ref().map(UserId::as_str));
-    if (filter.user_id.is_some() && actor.is_none())
-        || (filter.subject_user_id.is_some() && subject.is_none())
-    {
-        return Ok(None);
-    }
-    Ok(Some(Persons { actor, subject, resource: find(filter.resource_id.as_ref().map(ResourceId::as_str)) }))
-}
-
-fn filtered<'a>(filter: &'a Filter, persons: &Persons) -> Rows<'a> {
-    let mut rows = audit_logs::table.into_boxed();
-    if let Some(actor) = persons.actor {
-        rows = rows.filter(audit_logs::actor_id.eq(actor));
-    }
-    if let Some(subject) = persons.subject {
-        rows = rows.filter(audit_logs::subject_id.eq(subject));
-    }
-    if let Some(action) = &filter.action {
-        rows = match action.as_str().strip_suffix('*') {
-            Some(beginning) => rows.filter(audit_logs::action.like(format!("{}%", escape(beginning)))),
-            None => rows.filter(audit_logs::action.eq(action.as_str())),
-        };
-    }
-    if let Some(kind) = &filter.resource_type {
-        rows = rows.filter(audit_logs::resource_type.eq(kind.as_str()));
-    }
-    if let Some(id) = &filter.resource_id {
-        let id = audit_logs::resource_id.eq(id.as_str());
-        rows = match persons.resource {
-            None => rows.filter(id),
-            Some(person) => rows.filter(
-                id.or(audit_logs::resource_id.eq(ACTOR).and(audit_logs::actor_id.eq(person)))
-                    .or(audit_logs::resource_id.eq(SUBJECT).and(audit_logs::subject_id.eq(person))),
-            ),
-        };
-    }
-    if let Some(outcome) = filter.outcome {
-        rows = rows.filter(audit_logs::outcome.eq(outcome.as_str()));
-    }
-    if let Some(from) = filter.from {
-        rows = rows.filter(
-            sql::<Bool>("coalesce(occurred_at, recorded_at) >= ")
-                .bind::<diesel::sql_types::Timestamptz, _>(from.utc()),
-        );
-    }
-    if let Some(to) = filter.to {
-        rows = rows.filter(
-            sql::<Bool>("coalesce(occurred_at, recorded_at) < ")
-                .bind::<diesel::sql_types::Timestamptz, _>(to.utc()),
-        );
-    }
-    if let Some(labels) = filter.labels.as_ref().filter(|labels| !labels.is_empty()) {
-        let labels = serde_json::to_value(Labels::of(labels.clone())).unwrap_or_default();
-        rows = rows.filter(sql::<Bool>("labels @> ").bind::<Jsonb, _>(labels));
-    }
-    rows
-}
-
-/// The beginning of an action as LIKE takes it.
-fn escape(text: &str) -> String {
-    text.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_")
 }

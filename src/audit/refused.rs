@@ -19,6 +19,8 @@ pub(super) enum Refused {
     Unmatched,
     /// There is no partition for this month.
     NoMonth,
+    /// Another transaction was in the way: the same once more may do.
+    Contended,
     /// PostgreSQL takes nothing at present: it is read-only, its disk is full, it is short of something.
     Unwritable(&'static str),
     /// PostgreSQL refuses the data.
@@ -38,6 +40,8 @@ pub(super) fn refusal(error: &tokio_postgres::Error) -> Refused {
         {
             Refused::NoMonth
         }
+        // Deadlocks and the like, as of two batches with the same ids in opposite order.
+        Some(code) if code.code().starts_with("40") || code.code().starts_with("55") => Refused::Contended,
         // The server ended the session: whether before or after the commit, it does not say.
         Some(code) if code.code().starts_with("57") || code.code().starts_with("08") => Refused::Unknown,
         Some(code) => {
@@ -52,6 +56,7 @@ fn unwritable(code: &SqlState) -> Option<&'static str> {
     match code.code() {
         "25006" => Some("it is read-only"),
         "53100" => Some("its disk is full"),
+        code if code.starts_with("58") => Some("its files cannot be written"),
         code if code.starts_with("53") => Some("it is short of memory or connections"),
         _ => None,
     }

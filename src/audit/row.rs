@@ -7,6 +7,9 @@ use super::entry::{Entry, Labels};
 use super::merkle::Hash;
 use crate::store::schema::audit_logs;
 
+/// The method that follows the log.
+const TAIL: &str = "audit.tail";
+
 /// A row of `audit_logs`.
 #[derive(Clone, Debug, Queryable, Selectable)]
 #[diesel(table_name = audit_logs, check_for_backend(diesel::pg::Pg))]
@@ -36,6 +39,12 @@ pub struct Stored {
 }
 
 impl Stored {
+    /// Whether it says that somebody began to follow the log.
+    pub fn is_of_tail(&self) -> bool {
+        let method = self.labels.as_ref().and_then(|labels| labels.get("sidekeep.method"));
+        self.action == TAIL && method.and_then(serde_json::Value::as_str) == Some(TAIL)
+    }
+
     /// The entry, and the leaf hash that stands beside it; nothing where labels or hash are not of their form.
     pub fn entry(self) -> Option<(Entry, Hash)> {
         let leaf = Hash::read(&self.leaf_hash)?;

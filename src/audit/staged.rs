@@ -1,7 +1,9 @@
 //! Entries that are written in one transaction with the change they tell of. A stream takes them in with its next batch.
 
 use chrono::{DateTime, Utc};
-use diesel::prelude::{ExpressionMethods, Insertable, QueryDsl, Queryable, Selectable, SelectableHelper};
+use diesel::prelude::{
+    ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryable, Selectable, SelectableHelper,
+};
 use diesel_async::RunQueryDsl;
 
 use super::entry::{Entry, FORMAT, Labels};
@@ -14,8 +16,9 @@ use crate::store::{Connection, Deadline, Store};
 /// What the MAC of a staged entry is for.
 const PURPOSE: &str = "sidekeep staged";
 
-/// Staged so long ago, an entry's own daemon has not taken it in: it died, or is slow.
-const ORPHANED: &str = "staged_at < now() - interval '3 seconds'";
+/// Staged so long ago, an entry's own daemon has not taken it in: it died, or is slow. One from the future is of a clock that
+/// was set back.
+const ORPHANED: &str = "staged_at NOT BETWEEN now() - interval '3 seconds' AND now() + interval '3 seconds'";
 
 /// How many are looked at in one go.
 const LIMIT: i64 = 500;
@@ -76,6 +79,17 @@ impl Stored {
         };
         Some((self.number, self.mac, entry))
     }
+
+    /// The entry, where a daemon has staged it; else its number.
+    fn genuine(self, own: &Deployment) -> Result<Sealed, i64> {
+        let number = self.number;
+        self.entry()
+            .filter(|(_, mac, entry)| {
+                own.verifies(PURPOSE, &[own.name().as_bytes(), &entry.canonical()], mac)
+            })
+            .map(|(number, _, entry)| Sealed { entry, staged: Some(number) })
+            .ok_or(number)
+    }
 }
 
 /// Stages an entry in the transaction of the change.
@@ -103,33 +117,38 @@ pub async fn stage(tx: &mut Connection, own: &Deployment, entry: Entry) -> Resul
     Ok(Sealed { entry, staged: Some(number) })
 }
 
-/// What daemons that died, or are slow, have left. A row that no daemon has staged is reported, and never taken in.
+/// What daemons that died, or are slow, have left, from `after` on; and where to look next time. A row that no daemon has
+/// staged is reported, and never taken in.
 ///
 /// # Errors
 /// The store's.
-pub async fn orphans(store: &Store, own: &Deployment, deadline: &Deadline) -> Result<Vec<Sealed>> {
+pub async fn orphans(
+    store: &Store,
+    own: &Deployment,
+    after: i64,
+    deadline: &Deadline,
+) -> Result<(Vec<Sealed>, i64)> {
     let rows: Vec<Stored> = store
         .single(deadline, "audit.orphans", async |connection| {
             let rows = audit_staged::table
                 .filter(diesel::dsl::sql::<diesel::sql_types::Bool>(ORPHANED))
+                .filter(audit_staged::number.gt(after))
                 .order(audit_staged::number)
                 .limit(LIMIT)
                 .select(Stored::as_select());
             Ok(rows.load(connection).await?)
         })
         .await?;
+    let more = i64::try_from(rows.len()).is_ok_and(|count| count >= LIMIT);
+    let next = rows.last().filter(|_| more).map_or(0, |row| row.number);
     let mut orphans = Vec::with_capacity(rows.len());
     for row in rows {
-        let number = row.number;
-        let genuine = row.entry().filter(|(_, mac, entry)| {
-            own.verifies(PURPOSE, &[own.name().as_bytes(), &entry.canonical()], mac)
-        });
-        match genuine {
-            Some((number, _, entry)) => orphans.push(Sealed { entry, staged: Some(number) }),
-            None => tracing::error!(number, "a row of audit_staged was not staged by a daemon"),
+        match row.genuine(own) {
+            Ok(sealed) => orphans.push(sealed),
+            Err(number) => tracing::error!(number, "a row of audit_staged was not staged by a daemon"),
         }
     }
-    Ok(orphans)
+    Ok((orphans, next))
 }
 
 /// The numbers of staged entries that no daemon has staged.
@@ -139,15 +158,50 @@ pub async fn orphans(store: &Store, own: &Deployment, deadline: &Deadline) -> Re
 pub async fn strangers(connection: &mut Connection, own: &Deployment) -> Result<Vec<i64>> {
     let rows: Vec<Stored> =
         audit_staged::table.order(audit_staged::number).select(Stored::as_select()).load(connection).await?;
-    let genuine = |row: Stored| {
-        let entry = row.entry()?;
-        own.verifies(PURPOSE, &[own.name().as_bytes(), &entry.2.canonical()], &entry.1).then_some(())
-    };
+    Ok(rows.into_iter().filter_map(|row| row.genuine(own).err()).collect())
+}
+
+/// How many staged entries wait for their place, and how long the oldest has waited.
+#[derive(Clone, Copy, Debug, diesel::QueryableByName)]
+pub struct Lag {
+    /// How many there are.
+    #[diesel(sql_type = diesel::sql_types::Int8)]
+    pub entries: i64,
+    /// How long the oldest has waited, in seconds.
+    #[diesel(sql_type = diesel::sql_types::Double)]
+    pub seconds: f64,
+}
+
+/// Looks how much is staged and waits.
+///
+/// # Errors
+/// The store's.
+pub async fn lag(store: &Store, deadline: &Deadline) -> Result<Lag> {
+    const LAG: &str = "SELECT count(*) AS entries, \
+        greatest(coalesce(extract(epoch FROM now() - min(staged_at)), 0), 0)::float8 AS seconds FROM sidekeep.audit_staged";
+    store
+        .single(deadline, "audit.lag", async |connection| {
+            Ok(diesel::sql_query(LAG).get_result(connection).await?)
+        })
+        .await
+}
+
+/// Entries with this action that a daemon has staged.
+///
+/// # Errors
+/// The database's.
+pub async fn genuine(connection: &mut Connection, own: &Deployment, action: &str) -> Result<Vec<Entry>> {
+    let rows: Vec<Stored> = audit_staged::table
+        .filter(audit_staged::action.eq(action))
+        .order(audit_staged::number)
+        .select(Stored::as_select())
+        .load(connection)
+        .await?;
     Ok(rows
         .into_iter()
-        .map(|row| (row.number, genuine(row)))
-        .filter(|(_, genuine)| genuine.is_none())
-        .map(|(number, _)| number)
+        .filter_map(Stored::entry)
+        .filter(|(_, mac, entry)| own.verifies(PURPOSE, &[own.name().as_bytes(), &entry.canonical()], mac))
+        .map(|(_, _, entry)| entry)
         .collect())
 }
 
@@ -165,11 +219,12 @@ pub async fn remaining(store: &Store, numbers: &[i64], deadline: &Deadline) -> R
         .await
 }
 
-/// Waits, within the deadline, until everything that was staged before now is in the log.
+/// Waits, within the deadline, until everything that was staged before now is in the log. What no daemon has staged holds
+/// nobody up.
 ///
 /// # Errors
 /// [`Error::Unavailable`] when it takes longer.
-pub async fn drained(store: &Store, deadline: &Deadline) -> Result<()> {
+pub async fn drained(store: &Store, own: &Deployment, deadline: &Deadline) -> Result<()> {
     let latest: Option<i64> = store
         .single(deadline, "audit.staged", async |connection| {
             Ok(audit_staged::table
@@ -179,16 +234,22 @@ pub async fn drained(store: &Store, deadline: &Deadline) -> Result<()> {
         })
         .await?;
     let Some(latest) = latest else { return Ok(()) };
-    let mut pause = std::time::Duration::from_millis(1);
+    let (mut pause, mut after) = (std::time::Duration::from_millis(1), 0);
     loop {
-        let left: i64 = store
+        let oldest: Option<Stored> = store
             .single(deadline, "audit.staged", async |connection| {
-                let rows = audit_staged::table.filter(audit_staged::number.le(latest)).count();
-                Ok(rows.get_result(connection).await?)
+                let rows = audit_staged::table
+                    .filter(audit_staged::number.gt(after))
+                    .filter(audit_staged::number.le(latest))
+                    .order(audit_staged::number)
+                    .select(Stored::as_select());
+                Ok(rows.first(connection).await.optional()?)
             })
             .await?;
-        if left == 0 {
-            return Ok(());
+        let Some(oldest) = oldest else { return Ok(()) };
+        if let Err(stranger) = oldest.genuine(own) {
+            after = stranger;
+            continue;
         }
         if deadline.left() <= pause {
             return Err(Error::unavailable("what was staged before is not in the log yet"));

@@ -6,11 +6,16 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::time::Instant;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Row, Statement};
+use tokio_postgres::Row;
 
+use super::batch::Append;
 use super::columns::Columns;
+use super::doing::Leased;
 use super::entry::{Entry, FORMAT};
-use super::merkle::{Frontier, Hash};
+use super::growth::Growth;
+use super::head_mac::{HEAD, head_parts};
+use super::merkle::Hash;
+use super::publication::Publication;
 use super::refused::{Refused, away, late, refusal};
 use crate::error::{Error, Result};
 use crate::keyring::Deployment;
@@ -18,12 +23,20 @@ use crate::store::{Deadline, Dedicated, Store};
 
 /// How long a stream stays leased without a sign of life, as PostgreSQL spells it.
 const LEASE: &str = "15 seconds";
+/// The same.
+const LASTS: TimeDelta = TimeDelta::seconds(15);
 
-/// Takes an expired stream, the lowest first, that nobody else is taking.
+/// How far an entry's time may be from PostgreSQL's; the statements say the same.
+const AHEAD: TimeDelta = TimeDelta::minutes(1);
+
+/// Takes an expired stream, the lowest first, that nobody else is taking. A lease that ends later than one can is of a
+/// clock that was ahead and was set right; until it is that late again, such a clock's entries have none after them.
 const TAKE: &str = "UPDATE sidekeep.audit_streams SET epoch = epoch + 1, leased_until = now() + $1::text::interval \
-    WHERE stream = (SELECT stream FROM sidekeep.audit_streams WHERE leased_until < now() AND closed_at IS NULL \
+    WHERE stream = (SELECT stream FROM sidekeep.audit_streams WHERE closed_at IS NULL AND stream <> ALL ($2::int[]) \
+    AND leased_until NOT BETWEEN now() AND now() + interval '1 minute' \
+    AND coalesce(last_recorded_at <= now() + interval '1 minute', true) \
     ORDER BY stream LIMIT 1 FOR UPDATE SKIP LOCKED) \
-    RETURNING stream, epoch - 1 AS sealed_epoch, epoch, size, root, head_mac, frontier, last_recorded_at, clock_timestamp() AS now";
+    RETURNING stream, epoch - 1 AS sealed_epoch, epoch, size, root, head_mac, frontier, edge, last_recorded_at, clock_timestamp() AS now";
 /// Makes a stream where there is none to take. Two daemons at once: one of them takes the next number.
 const MAKE: &str = "INSERT INTO sidekeep.audit_streams (stream, epoch, size, root, head_mac, frontier, leased_until) \
     SELECT $1, 1, 0, $2, $3, '', now() + $4::text::interval ON CONFLICT DO NOTHING RETURNING clock_timestamp() AS now";
@@ -32,58 +45,13 @@ const SEAL: &str = "UPDATE sidekeep.audit_streams SET head_mac = $3 WHERE stream
 const RENEW: &str = "UPDATE sidekeep.audit_streams SET leased_until = now() + $3::text::interval \
     WHERE stream = $1 AND epoch = $2 AND closed_at IS NULL RETURNING clock_timestamp() AS now";
 const RELEASE: &str = "UPDATE sidekeep.audit_streams SET leased_until = now() - interval '1 second' WHERE stream = $1 AND epoch = $2";
+/// Changes nothing, and is behind everything in the WAL that was seen before: where its commit is replicated, that is.
+const BARRIER: &str = "UPDATE sidekeep.audit_streams SET epoch = epoch WHERE stream = $1";
+/// Ends a fence that is waited for no longer: by itself, a server that waits for a lock does not notice.
+const PATIENCE: &str = "SET LOCAL statement_timeout = '9s'";
 /// Waits for whatever the old connection may still be doing, and lets nothing of it commit afterwards.
 const FENCE: &str = "UPDATE sidekeep.audit_streams SET epoch = epoch + 1, leased_until = now() + $3::text::interval \
     WHERE stream = $1 AND epoch = $2 RETURNING epoch, size, root, last_recorded_at, clock_timestamp() AS now";
-
-/// One batch, in one statement and one round trip. The head moves only from where this daemon believes it to be, with the
-/// time within a minute of PostgreSQL's, and with every person still there under the same key; everything else hangs on
-/// the head.
-const HEAD_AND_ENTRIES: &str = "WITH head AS ( \
-    UPDATE sidekeep.audit_streams SET size = $4, root = $5, head_mac = $6, frontier = $7, last_recorded_at = $8, \
-        leased_until = now() + interval '15 seconds' \
-    WHERE stream = $1 AND epoch = $2 AND size = $3 AND leased_until > now() AND closed_at IS NULL \
-        AND $8::timestamptz BETWEEN now() - interval '1 minute' AND now() + interval '1 minute' \
-        AND NOT EXISTS (SELECT FROM unnest($9::bigint[], $10::bytea[]) AS p (id, key) WHERE NOT EXISTS ( \
-            SELECT FROM sidekeep.subjects s WHERE s.subject_id = p.id AND s.wrapped_key = p.key)) \
-    RETURNING stream), \
-    entries AS (INSERT INTO sidekeep.audit_logs (stream, position, recorded_at, format, id, actor_id, subject_id, action, \
-        resource_type, resource_id, outcome, occurred_at, labels, client_sealed, metadata_sealed, leaf_hash) \
-        SELECT head.stream, e.position, $8, 1, e.id, e.actor_id, e.subject_id, e.action, e.resource_type, e.resource_id, \
-            e.outcome, e.occurred_at, e.labels, e.client_sealed, e.metadata_sealed, e.leaf_hash \
-        FROM head, unnest($11::bigint[], $12::text[], $13::bigint[], $14::bigint[], $15::text[], $16::text[], $17::text[], \
-            $18::text[], $19::timestamptz[], $20::jsonb[], $21::bytea[], $22::bytea[], $23::bytea[]) \
-            AS e (position, id, actor_id, subject_id, action, resource_type, resource_id, outcome, occurred_at, labels, \
-            client_sealed, metadata_sealed, leaf_hash))";
-/// What only some batches have: subtrees that they complete, and staged entries. One of these that was not there to be taken
-/// makes the statement fail as a whole.
-const NODES_AND_STAGED: &str = ", \
-    nodes AS (INSERT INTO sidekeep.audit_nodes (stream, level, index, hash) \
-        SELECT head.stream, n.level, n.index, n.hash FROM head, unnest($24::int[], $25::bigint[], $26::bytea[]) AS n (level, index, hash)), \
-    gone AS (DELETE FROM sidekeep.audit_staged WHERE number = ANY ($27::bigint[]) AND EXISTS (SELECT FROM head) RETURNING 1) \
-    SELECT (SELECT count(*) FROM head) AS heads, \
-        CASE WHEN (SELECT count(*) FROM head) = 1 AND (SELECT count(*) FROM gone) <> cardinality($27::bigint[]) \
-        THEN 1 / (SELECT count(*) - 1 FROM head) END AS unmatched";
-const NOTHING_ELSE: &str = " SELECT count(*) AS heads FROM head";
-
-/// The statement of a batch, prepared: it is the longest of them all.
-#[derive(Clone, Debug)]
-struct Append {
-    /// For entries alone.
-    plain: Statement,
-    /// With subtrees and staged entries.
-    whole: Statement,
-}
-
-impl Append {
-    async fn prepare(connection: &Dedicated) -> Result<Self> {
-        let prepare = |rest| {
-            let statement = [HEAD_AND_ENTRIES, rest].concat();
-            async move { connection.client.prepare(&statement).await.map_err(away) }
-        };
-        Ok(Self { plain: prepare(NOTHING_ELSE).await?, whole: prepare(NODES_AND_STAGED).await? })
-    }
-}
 
 /// An entry that is sealed, and waits for a position.
 #[derive(Clone, Debug)]
@@ -108,9 +76,12 @@ pub(super) struct Stream {
     /// Its number.
     pub number: i32,
     epoch: i64,
-    frontier: Frontier,
+    tree: Growth,
     last_recorded_at: Option<DateTime<Utc>>,
+    /// What time it was when the lease was last renewed.
     clock: (DateTime<Utc>, Instant),
+    /// When it was appended to last.
+    appended: Option<DateTime<Utc>>,
 }
 
 /// Where a batch begins, and when.
@@ -140,66 +111,76 @@ pub(super) enum Settled {
 pub(super) struct Sent {
     /// Where it begins.
     pub at: Appended,
-    frontier: Frontier,
+    /// The leaf of its first entry.
+    first: Option<Hash>,
+    tree: Growth,
 }
 
+/// A fenced stream: its new epoch, the connection that goes on with it, and what time it is.
+type Fenced = (i64, Dedicated, Append, (DateTime<Utc>, Instant));
+
 impl Stream {
-    /// Leases a stream on a connection of its own.
+    /// Leases a stream on a connection of its own, once the log that it leads to was compared with its publication. One whose
+    /// head no daemon has sealed is left alone, and told.
     ///
     /// # Errors
-    /// [`Error::Unavailable`]; [`Error::Tampered`] when the head of the stream is not one that a daemon has sealed.
-    pub(super) async fn lease(store: &Store, own: &Deployment, deadline: &Deadline) -> Result<Self> {
-        let connection = store.dedicated(deadline).await?;
+    /// [`Error::Unavailable`].
+    pub(super) async fn lease(
+        publication: &Publication,
+        own: &Deployment,
+        deadline: &Deadline,
+    ) -> Result<Self> {
+        let connection = publication.store.dedicated(deadline).await?;
+        publication.admit(&connection.run, deadline).await?;
         let leasing = async {
             let append = Append::prepare(&connection).await?;
-            // The new epoch and its seal are one transaction: a head without its seal would be refused ever after.
-            connection.begin().await.map_err(away)?;
-            match connection.client.query_opt(TAKE, &[&LEASE]).await.map_err(away)? {
-                Some(row) => {
-                    let stream = Self::taken(connection, append, own, &row).await?;
-                    stream.connection.commit().await.map_err(away)?;
-                    Ok(stream)
-                }
-                None => {
+            let mut refused: Vec<i32> = Vec::new();
+            loop {
+                // The new epoch and its seal are one transaction: a head without its seal would be refused ever after.
+                connection.begin().await.map_err(away)?;
+                let Some(row) = connection.client.query_opt(TAKE, &[&LEASE, &refused]).await.map_err(away)?
+                else {
                     connection.commit().await.map_err(away)?;
-                    Self::made(connection, append, own).await
+                    return Self::made(connection, append, own).await;
+                };
+                let number: i32 = row.get("stream");
+                if let Some(tree) = sealed_tree(own, &row) {
+                    let (epoch, size): (i64, _) = (row.get("epoch"), tree.size());
+                    let parts = head_parts(own.name(), number, epoch, size, tree.root());
+                    let mac = own.mac(HEAD, &parts.parts());
+                    connection.client.execute(SEAL, &[&number, &epoch, &mac]).await.map_err(away)?;
+                    connection.commit().await.map_err(away)?;
+                    let (last_recorded_at, clock) =
+                        (row.get("last_recorded_at"), (row.get("now"), Instant::now()));
+                    return Ok(Self {
+                        connection,
+                        append,
+                        number,
+                        epoch,
+                        tree,
+                        last_recorded_at,
+                        clock,
+                        appended: None,
+                    });
                 }
+                connection.client.batch_execute("ROLLBACK").await.map_err(away)?;
+                tracing::error!(
+                    stream = number,
+                    "its head was not sealed by a daemon; it is not appended to"
+                );
+                refused.push(number);
             }
         };
         deadline.run(leasing).await.unwrap_or_else(|_| Err(late()))
-    }
-
-    async fn taken(connection: Dedicated, append: Append, own: &Deployment, row: &Row) -> Result<Self> {
-        let number: i32 = row.get("stream");
-        let tampered = || Error::Tampered { at: format!("audit_streams, stream {number}") };
-        let size = u64::try_from(row.get::<_, i64>("size")).map_err(|_| tampered())?;
-        let root = Hash::read(row.get("root")).ok_or_else(tampered)?;
-        let frontier = Frontier::from_bytes(size, row.get("frontier")).ok_or_else(tampered)?;
-        let sealed = head_parts(own.name(), number, row.get("sealed_epoch"), size, root);
-        if frontier.root() != root || !own.verifies(HEAD, &sealed.parts(), row.get("head_mac")) {
-            return Err(tampered());
-        }
-        let epoch: i64 = row.get("epoch");
-        let mac = own.mac(HEAD, &head_parts(own.name(), number, epoch, size, root).parts());
-        connection.client.execute(SEAL, &[&number, &epoch, &mac]).await.map_err(away)?;
-        Ok(Self {
-            connection,
-            append,
-            number,
-            epoch,
-            frontier,
-            last_recorded_at: row.get("last_recorded_at"),
-            clock: (row.get("now"), Instant::now()),
-        })
     }
 
     async fn made(connection: Dedicated, append: Append, own: &Deployment) -> Result<Self> {
         loop {
             let next = connection.client.query_one(NEXT, &[]).await.map_err(away)?;
             let number: i32 = next.get("stream");
-            let frontier = Frontier::default();
-            let mac = own.mac(HEAD, &head_parts(own.name(), number, 1, 0, frontier.root()).parts());
-            let root = frontier.root().bytes().to_vec();
+            let tree = Growth::default();
+            let mac = own.mac(HEAD, &head_parts(own.name(), number, 1, 0, tree.root()).parts());
+            let root = tree.root().bytes().to_vec();
             let made =
                 connection.client.query_opt(MAKE, &[&number, &root, &mac, &LEASE]).await.map_err(away)?;
             if let Some(row) = made {
@@ -209,20 +190,22 @@ impl Stream {
                     append,
                     number,
                     epoch: 1,
-                    frontier,
+                    tree,
                     last_recorded_at: None,
                     clock,
+                    appended: None,
                 });
             }
         }
     }
 
-    /// Keeps the lease alive; false when it is lost.
+    /// Keeps the lease alive; false when it is lost. On success everything that was seen before is as durable as a commit.
     ///
     /// # Errors
-    /// [`Error::Unavailable`].
+    /// [`Error::Unavailable`]; [`Error::UnknownOutcome`] when PostgreSQL warned: a standby may lack what is here.
     pub(super) async fn renew(&mut self, deadline: &Deadline) -> Result<bool> {
         let params: &[&(dyn ToSql + Sync)] = &[&self.number, &self.epoch, &LEASE];
+        let warnings = self.connection.seen.warnings();
         let row = deadline
             .run(self.connection.client.query_opt(RENEW, params))
             .await
@@ -231,13 +214,37 @@ impl Stream {
         if let Some(row) = &row {
             self.clock = (row.get("now"), Instant::now());
         }
+        if self.connection.seen.warnings() > warnings {
+            return Err(Error::UnknownOutcome);
+        }
         Ok(row.is_some())
+    }
+
+    /// Whether PostgreSQL's clock was set back so far behind the last entry that none can follow it.
+    pub(super) fn is_ahead(&self) -> bool {
+        let (at, since) = self.clock;
+        let latest = TimeDelta::from_std(since.elapsed())
+            .ok()
+            .and_then(|elapsed| at.checked_add_signed(elapsed)?.checked_add_signed(AHEAD));
+        self.last_recorded_at.zip(latest).is_some_and(|(last, latest)| last > latest)
     }
 
     /// Gives the lease back, so that the next daemon need not wait for its end.
     pub(super) async fn release(self, deadline: &Deadline) {
         // Without an answer the lease ends by itself.
         let _ = deadline.run(self.connection.client.execute(RELEASE, &[&self.number, &self.epoch])).await;
+    }
+
+    /// It, as it is shown.
+    pub(super) fn shown(&self) -> Leased {
+        // Each batch renews the lease too.
+        let renewed = self.appended.map_or(self.clock.0, |at| at.max(self.clock.0));
+        Leased {
+            stream: self.number,
+            size: self.tree.size(),
+            epoch: self.epoch,
+            leased_until: renewed.checked_add_signed(LASTS).unwrap_or(renewed).into(),
+        }
     }
 
     /// Whether the connection has ended.
@@ -266,29 +273,26 @@ impl Stream {
         deadline: &Deadline,
     ) -> Result<Appended, (Refused, Sent)> {
         let recorded_at = self.now();
-        let mut frontier = self.frontier.clone();
-        let (mut leaves, mut subtrees) = (Vec::with_capacity(batch.len()), Vec::new());
-        let first = i64::try_from(frontier.size()).unwrap_or(i64::MAX);
+        let mut tree = self.tree.clone();
+        let (mut leaves, mut tiles) = (Vec::with_capacity(batch.len()), Vec::new());
+        let first = i64::try_from(tree.size()).unwrap_or(i64::MAX);
         for (entry, _) in batch.iter_mut() {
             entry.stream = self.number;
-            entry.position = i64::try_from(frontier.size()).unwrap_or(i64::MAX);
+            entry.position = i64::try_from(tree.size()).unwrap_or(i64::MAX);
             entry.recorded_at = recorded_at;
             entry.format = FORMAT;
             let leaf = entry.leaf();
             leaves.push(leaf);
-            frontier.push(leaf, |node, hash| {
-                if node.level.is_multiple_of(8) {
-                    subtrees.push((node, hash));
-                }
-            });
+            tree.push(leaf, |tile| tiles.push(tile));
         }
-        let columns = Columns::of(batch, &leaves, &subtrees);
+        let columns = Columns::of(batch, &leaves, &tiles);
         let at = Appended { stream: self.number, first, recorded_at };
-        let sent = Sent { at, frontier };
+        let sent = Sent { at, first: leaves.first().copied(), tree };
         match deadline.run(self.send(own, &sent, &columns, people)).await {
             Ok(Ok(())) => {
-                self.frontier = sent.frontier;
+                self.tree = sent.tree;
                 self.last_recorded_at = Some(recorded_at);
+                self.appended = self.last_recorded_at;
                 Ok(at)
             }
             Ok(Err(refused)) => Err((refused, sent)),
@@ -303,13 +307,17 @@ impl Stream {
         columns: &Columns<'_>,
         people: &[Referred<'_>],
     ) -> Result<(), Refused> {
-        let (size, root) = (sent.frontier.size(), sent.frontier.root());
+        let (size, root) = (sent.tree.size(), sent.tree.root());
         let mac = own.mac(HEAD, &head_parts(own.name(), self.number, self.epoch, size, root).parts());
         let (ids, keys): (Vec<i64>, Vec<&[u8]>) = people.iter().copied().unzip();
         let c = columns;
         let warnings = self.connection.seen.warnings();
-        let (size, root, frontier) =
-            (i64::try_from(size).unwrap_or(i64::MAX), root.bytes().as_slice(), sent.frontier.to_bytes());
+        let (size, root, frontier) = (
+            i64::try_from(size).unwrap_or(i64::MAX),
+            root.bytes().as_slice(),
+            sent.tree.frontier().to_bytes(),
+        );
+        let edge = sent.tree.edge();
         let params: &[&(dyn ToSql + Sync)] = &[
             &self.number,
             &self.epoch,
@@ -334,14 +342,11 @@ impl Stream {
             &c.client_sealed,
             &c.metadata_sealed,
             &c.leaf_hash,
+            &edge,
         ];
-        let more: [&(dyn ToSql + Sync); 4] = [&c.level, &c.index, &c.hash, &c.staged];
-        let whole = [params, &more].concat();
-        let (statement, params) = match (c.level.is_empty(), c.staged.is_empty()) {
-            (true, true) => (&self.append.plain, params),
-            _ => (&self.append.whole, whole.as_slice()),
-        };
-        match self.connection.client.query_one(statement, params).await {
+        let staged: [&(dyn ToSql + Sync); 5] = [&c.level, &c.index, &c.hash, &c.children, &c.staged];
+        let seldom = (!c.level.is_empty() || !c.staged.is_empty()).then_some(staged);
+        match self.append.run(&self.connection, params, seldom).await {
             // "Committed locally, but might not have been replicated": not what was asked for.
             Ok(_) if self.connection.seen.warnings() > warnings => Err(Refused::Unknown),
             Ok(row) if row.get::<_, i64>("heads") == 1 => Ok(()),
@@ -382,7 +387,7 @@ impl Stream {
                 let next = epoch_and_connection.map(|(epoch, connection, append, clock)| {
                     let committed = settled == Settled::Committed;
                     Self {
-                        frontier: if committed { sent.frontier } else { self.frontier },
+                        tree: if committed { sent.tree } else { self.tree },
                         last_recorded_at: if committed {
                             Some(sent.at.recorded_at)
                         } else {
@@ -393,6 +398,7 @@ impl Stream {
                         number: self.number,
                         epoch,
                         clock,
+                        appended: None,
                     }
                 });
                 Ok((settled, next))
@@ -407,70 +413,64 @@ impl Stream {
         own: &Deployment,
         sent: &Sent,
         deadline: &Deadline,
-    ) -> Result<(Settled, Option<(i64, Dedicated, Append, (DateTime<Utc>, Instant))>)> {
+    ) -> Result<(Settled, Option<Fenced>)> {
         let connection = store.dedicated(deadline).await?;
         let fencing = async {
             let append = Append::prepare(&connection).await?;
             connection.begin().await.map_err(away)?;
+            connection.client.batch_execute(PATIENCE).await.map_err(away)?;
             let fenced = connection
                 .client
                 .query_opt(FENCE, &[&self.number, &self.epoch, &LEASE])
                 .await
                 .map_err(away)?;
-            let Some(row) = fenced else {
+            let (committed, next) = match fenced {
                 // Somebody else has the stream, so nothing of ours can commit any more: the log itself tells.
-                connection.commit().await.map_err(away)?;
-                return Ok((self.look(&connection, sent).await?, None));
+                None => (self.look(&connection, sent).await?, None),
+                Some(row) => {
+                    let (epoch, root): (i64, &[u8]) = (row.get("epoch"), row.get("root"));
+                    let committed = root == sent.tree.root().bytes();
+                    if !committed && root != self.tree.root().bytes() {
+                        // Another server, which lacks what this daemon had appended before. Without a commit the fence is
+                        // undone.
+                        return Ok((Settled::NotCommitted, None));
+                    }
+                    let tree = if committed { &sent.tree } else { &self.tree };
+                    let parts = head_parts(own.name(), self.number, epoch, tree.size(), tree.root());
+                    let mac = own.mac(HEAD, &parts.parts());
+                    connection.client.execute(SEAL, &[&self.number, &epoch, &mac]).await.map_err(away)?;
+                    (committed, Some((epoch, append, (row.get("now"), Instant::now()))))
+                }
             };
-            let (epoch, root): (i64, &[u8]) = (row.get("epoch"), row.get("root"));
-            let committed = root == sent.frontier.root().bytes();
-            let frontier = if committed { &sent.frontier } else { &self.frontier };
-            let parts = head_parts(own.name(), self.number, epoch, frontier.size(), frontier.root());
-            let mac = own.mac(HEAD, &parts.parts());
-            connection.client.execute(SEAL, &[&self.number, &epoch, &mac]).await.map_err(away)?;
             connection.commit().await.map_err(away)?;
             // The fence is behind the batch in the WAL, so that where it is replicated the batch is.
             if connection.seen.warnings() > 0 {
                 return Ok((Settled::Unproven, None));
             }
-            let settled = if committed { Settled::Committed } else { Settled::NotCommitted };
-            let clock = (row.get("now"), Instant::now());
-            Ok((settled, Some((epoch, append, clock))))
+            Ok((if committed { Settled::Committed } else { Settled::NotCommitted }, next))
         };
         let (settled, next) = deadline.run(fencing).await.unwrap_or_else(|_| Err(late()))?;
         Ok((settled, next.map(|(epoch, append, clock)| (epoch, connection, append, clock))))
     }
 
-    async fn look(&self, connection: &Dedicated, sent: &Sent) -> Result<Settled> {
-        const THERE: &str =
-            "SELECT FROM sidekeep.audit_logs WHERE stream = $1 AND position = $2 AND recorded_at = $3";
-        let params: &[&(dyn ToSql + Sync)] = &[&self.number, &sent.at.first, &sent.at.recorded_at];
-        let there = connection.client.query_opt(THERE, params).await.map_err(away)?;
-        Ok(if there.is_some() { Settled::Committed } else { Settled::NotCommitted })
+    /// Whether the batch is in the log, by its first leaf.
+    async fn look(&self, connection: &Dedicated, sent: &Sent) -> Result<bool> {
+        const THERE: &str = "SELECT FROM sidekeep.audit_logs WHERE stream = $1 AND position = $2 AND recorded_at = $3 \
+            AND leaf_hash = $4";
+        connection.client.execute(BARRIER, &[&self.number]).await.map_err(away)?;
+        let leaf = sent.first.map(|leaf| leaf.bytes().to_vec());
+        let params: &[&(dyn ToSql + Sync)] = &[&self.number, &sent.at.first, &sent.at.recorded_at, &leaf];
+        Ok(connection.client.query_opt(THERE, params).await.map_err(away)?.is_some())
     }
 }
 
-/// What the MAC of a head is for.
-pub(super) const HEAD: &str = "sidekeep head";
-
-/// What the MAC of a head is over.
-pub(super) struct HeadParts<'a> {
-    name: &'a str,
-    numbers: [[u8; 8]; 3],
-    root: Hash,
-}
-
-impl HeadParts<'_> {
-    pub(super) fn parts(&self) -> [&[u8]; 5] {
-        let [stream, epoch, size] = &self.numbers;
-        [self.name.as_bytes(), stream, epoch, size, self.root.bytes()]
-    }
-}
-
-pub(super) fn head_parts(name: &str, stream: i32, epoch: i64, size: u64, root: Hash) -> HeadParts<'_> {
-    HeadParts {
-        name,
-        numbers: [i64::from(stream).to_be_bytes(), epoch.to_be_bytes(), size.to_be_bytes()],
-        root,
-    }
+/// The tree of a stream that was taken, where a daemon has sealed its head and the edge leads to it.
+fn sealed_tree(own: &Deployment, row: &Row) -> Option<Growth> {
+    let number: i32 = row.get("stream");
+    let size = u64::try_from(row.get::<_, i64>("size")).ok()?;
+    let root = Hash::read(row.get("root"))?;
+    let tree = Growth::read(size, row.get("edge"))?;
+    let sealed = head_parts(own.name(), number, row.get("sealed_epoch"), size, root);
+    let leads = tree.root() == root && tree.frontier().to_bytes() == row.get::<_, &[u8]>("frontier");
+    (leads && own.verifies(HEAD, &sealed.parts(), row.get("head_mac"))).then_some(tree)
 }

@@ -1,38 +1,61 @@
-//! Verification: every leaf from its columns, every root at every head, every seal and signature; all breaks, not the first.
+//! Verification: every leaf from its columns, every root at every head, every seal and signature, and what entries say of rows
+//! beside the log; all breaks, not the first. In constant memory, beside eight bytes for each erased person.
+//!
+//! The entries up to the sizes that one snapshot tells never change, so that they are read after it, side by side.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+mod findings;
+mod growing;
+mod pass;
+mod plan;
+mod rows;
+mod section;
+mod state;
+mod witness;
+
+use std::collections::HashMap;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use diesel::prelude::{ExpressionMethods, QueryDsl, SelectableHelper};
+use diesel::prelude::{ExpressionMethods, OptionalExtension, QueryDsl};
 use diesel_async::RunQueryDsl;
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::heads::{CheckpointRow, HeadRow, StreamRow};
+use super::growth::Growth;
+use super::heads::StreamRow;
 use super::log::Log;
-use super::merkle::{Frontier, Hash, Node, hex};
-use super::note::{self, VerifierKey};
-use super::row::Stored;
-use super::staged;
-use super::tree::HEADS;
-use crate::clock::Timestamp;
+use super::merkle::hex;
+use super::tree::Tree;
+use crate::clock::{self, Timestamp};
 use crate::error::{Error, Result};
-use crate::store::schema::{
-    audit_checkpoints, audit_heads, audit_logs, audit_nodes, audit_streams, subjects,
-};
+use crate::store::schema::audit_logs;
 use crate::store::{Connection, Deadline};
+use findings::Findings;
+use growing::Grown;
+use pass::Pass;
+use plan::Plan;
+use section::{BLOCK, LEVEL};
+use state::State;
 
-/// How many rows are in memory at once.
-const CHUNK: i64 = 2000;
-/// How many breaks are told; a log with more is as broken.
-const BREAKS: usize = 1000;
+pub use findings::Break;
 
-/// Parameters of `audit.verify`.
-#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+/// How long what was staged before is waited for.
+const SETTLE: Duration = Duration::from_secs(5);
+/// So many streams are gone through side by side.
+const STREAMS: usize = 4;
+
+/// The SHA-256 of the rows of these consents, of those that are there: what the log has of them, records alone can read.
+pub type Digests =
+    for<'a> fn(&'a mut Connection, &'a [String]) -> BoxFuture<'a, Result<HashMap<String, String>>>;
+
+/// When entries were appended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Range {
-    /// Only what was appended at this time or later: leaves and positions, without roots.
+    /// Only what was appended at this time or later.
     pub from: Option<Timestamp>,
     /// Only what was appended before this time.
     pub to: Option<Timestamp>,
@@ -41,6 +64,20 @@ pub struct Range {
 impl Range {
     /// The whole log.
     pub const EVERYTHING: Self = Self { from: None, to: None };
+
+    /// Whether a time is in it.
+    fn has(&self, at: DateTime<Utc>) -> bool {
+        self.from.is_none_or(|from| from.utc() <= at) && self.to.is_none_or(|to| at < to.utc())
+    }
+}
+
+/// How much is verified.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// What was appended within a range; without ends, everything from the beginning.
+    Within(Range),
+    /// What is new since the last time, and a part of what is not.
+    New,
 }
 
 /// What a verification found.
@@ -54,130 +91,63 @@ pub struct Report {
     pub erased_subjects: u64,
     /// How many losses are declared.
     pub gaps: u64,
-    /// Every place that is not as it must be.
+    /// The places that are not as they must be: of each kind a hundred.
     pub breaks: Vec<Break>,
+    /// How many more there are.
+    pub more_breaks: u64,
 }
 
-/// A place that is not as it must be.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
-pub struct Break {
-    /// In which stream; -1 in the heads log.
-    pub stream: i32,
-    /// At which position, or of which size.
-    pub position: i64,
-    /// What it must be.
-    pub expected: String,
-    /// What it is.
-    pub found: String,
-    /// What it is about.
-    pub what: &'static str,
-}
-
-#[derive(Default)]
-struct Findings {
-    entries: u64,
-    persons: HashSet<i64>,
-    breaks: Vec<Break>,
-}
-
-impl Findings {
-    fn add(
-        &mut self,
-        (stream, position): (i32, i64),
-        what: &'static str,
-        expected: impl Into<String>,
-        found: impl Into<String>,
-    ) {
-        if self.breaks.len() < BREAKS {
-            self.breaks.push(Break {
-                stream,
-                position,
-                expected: expected.into(),
-                found: found.into(),
-                what,
-            });
-        }
-    }
-
-    fn compare(&mut self, at: (i32, i64), what: &'static str, expected: &Hash, found: &[u8]) {
-        if expected.bytes().as_slice() != found {
-            self.add(at, what, expected.hex(), hex(found));
-        }
-    }
+/// How far a verification has come that found nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verified {
+    /// How many entries were looked at.
+    pub entries: u64,
+    /// Up to how many entries the log is verified.
+    pub reached: u64,
 }
 
 impl Log {
-    /// Verifies the log from one snapshot, in constant memory.
+    /// Verifies the log, after what was staged before is in it.
     ///
     /// # Errors
     /// The store's: what is broken is told in the report.
-    pub async fn verify(&self, range: Range, deadline: &Deadline) -> Result<Report> {
-        self.drained(deadline).await?;
-        self.verify_at_rest(range, deadline).await
+    pub async fn verify(&self, scope: Scope, digests: Digests, deadline: &Deadline) -> Result<Report> {
+        self.settled(deadline).await;
+        self.verify_at_rest(scope, digests, deadline).await
     }
 
     /// Verifies what is in the log now; what is staged is still on its way, and only its seals are looked at.
     ///
     /// # Errors
     /// As [`Log::verify`].
-    pub async fn verify_at_rest(&self, range: Range, deadline: &Deadline) -> Result<Report> {
-        self.verified.store(0, Ordering::Relaxed);
-        let whole = range.from.is_none() && range.to.is_none();
-        let findings = self
-            .store
-            .snapshot(deadline, "audit.verify", async |connection| {
-                let mut findings = Findings::default();
-                let streams: Vec<StreamRow> = audit_streams::table
-                    .order(audit_streams::stream)
-                    .select(StreamRow::as_select())
-                    .load(connection)
-                    .await?;
-                let heads: Vec<HeadRow> = audit_heads::table
-                    .order(audit_heads::index)
-                    .select(HeadRow::as_select())
-                    .load(connection)
-                    .await?;
-                for stream in &streams {
-                    let at: HashMap<i64, &HeadRow> = heads
-                        .iter()
-                        .filter(|head| head.stream == stream.stream)
-                        .map(|head| (head.size, head))
-                        .collect();
-                    self.verify_stream(connection, (stream, &at), range, &mut findings).await?;
-                }
-                if whole {
-                    verify_strangers(connection, &streams, &mut findings).await?;
-                    self.verify_heads(connection, &heads, &mut findings).await?;
-                    for number in staged::strangers(connection, self.keyring.own()?).await? {
-                        findings.add(
-                            (HEADS, number),
-                            "audit_staged",
-                            "an entry that a daemon has staged",
-                            "another one",
-                        );
-                    }
-                }
-                let erased = erased(connection, &findings.persons).await?;
-                Ok((findings.entries, findings.breaks, erased))
-            })
-            .await?;
-        let (entries, breaks, erased_subjects) = findings;
-        let verdict = if breaks.is_empty() { "intact" } else { "broken" };
-        Ok(Report { verdict, entries, erased_subjects, gaps: 0, breaks })
+    pub async fn verify_at_rest(
+        &self,
+        scope: Scope,
+        digests: Digests,
+        deadline: &Deadline,
+    ) -> Result<Report> {
+        Ok(self.pass(scope, digests, deadline).await?.0)
     }
 
-    /// Verifies everything, and fails where something is broken. Answers how many entries there are.
+    /// Verifies what is new and a part of what is not, and keeps how far it came. Streams that are broken stay where they
+    /// were, so that the next time finds them again.
     ///
     /// # Errors
-    /// [`Error::Tampered`], naming the first place.
-    pub async fn verify_all(&self, deadline: &Deadline) -> Result<u64> {
-        let report = self.verify(Range::EVERYTHING, deadline).await?;
+    /// [`Error::Tampered`], naming the first place; the store's.
+    pub async fn verify_on(&self, digests: Digests, deadline: &Deadline) -> Result<Verified> {
+        self.settled(deadline).await;
+        let (report, states) = self.pass(Scope::New, digests, deadline).await?;
+        state::write(&self.store, self.keyring.own()?, &states, deadline).await?;
+        for place in &report.breaks {
+            let Break { stream, position, expected, found, what } = place;
+            tracing::error!(stream, position, expected, found, "the audit log is broken: {what}");
+        }
         match <[Break]>::first(&report.breaks) {
-            None => Ok(report.entries),
+            None => Ok(Verified { entries: report.entries, reached: self.verified().1 }),
             Some(first) => Err(Error::Tampered {
                 at: format!(
                     "{} places, the first: stream {} position {}: {}",
-                    report.breaks.len(),
+                    u64::try_from(report.breaks.len()).unwrap_or(u64::MAX).saturating_add(report.more_breaks),
                     first.stream,
                     first.position,
                     first.what
@@ -186,246 +156,194 @@ impl Log {
         }
     }
 
-    async fn verify_stream(
-        &self,
-        connection: &mut Connection,
-        (stream, heads): (&StreamRow, &HashMap<i64, &HeadRow>),
-        range: Range,
-        findings: &mut Findings,
-    ) -> Result<()> {
-        let number = stream.stream;
-        let whole = range.from.is_none() && range.to.is_none();
-        let (mut frontier, mut next, mut last) = (Frontier::default(), 0_i64, None::<DateTime<Utc>>);
-        let mut nodes = if whole { stored_nodes(connection, number).await? } else { HashMap::new() };
-        let mut after = -1_i64;
-        loop {
-            let rows = chunk(connection, number, after, range).await?;
-            let Some(end) = rows.last().map(|row| row.position) else { break };
-            for row in rows {
-                let (position, recorded_at) = (row.position, row.recorded_at);
-                findings.entries = findings.entries.saturating_add(1);
-                findings.persons.extend([row.actor_id, row.subject_id].into_iter().flatten());
-                if (whole || after >= 0) && position != next {
-                    findings.add((number, next), "position", next.to_string(), position.to_string());
-                }
-                next = position.saturating_add(1);
-                after = after.max(0);
-                if last.is_some_and(|last| recorded_at < last) {
-                    let last = last.map(|last| Timestamp::from(last).to_string());
-                    findings.add(
-                        (number, position),
-                        "recorded_at",
-                        last.unwrap_or_default(),
-                        Timestamp::from(recorded_at).to_string(),
-                    );
-                }
-                last = Some(recorded_at);
-                let Some((entry, found)) = row.entry() else {
-                    findings.add(
-                        (number, position),
-                        "entry",
-                        "an entry of format 1",
-                        "labels or leaf hash of another form",
-                    );
-                    continue;
-                };
-                let leaf = entry.leaf();
-                findings.compare((number, position), "leaf_hash", &leaf, found.bytes());
-                if whole {
-                    frontier.push(leaf, |node, hash| check_node(&mut nodes, number, node, hash, findings));
-                    let size = i64::try_from(frontier.size()).unwrap_or(i64::MAX);
-                    if let Some(head) = heads.get(&size) {
-                        findings.compare((number, size), "root at a head", &frontier.root(), &head.root);
-                    }
-                }
-            }
-            after = end;
-            self.verified.fetch_add(u64::try_from(CHUNK).unwrap_or(0), Ordering::Relaxed);
-            tokio::task::yield_now().await;
+    /// Waits for what was staged before. What is not taken in by then is slow, or was not staged by a daemon, and that is
+    /// told: nothing that is verified depends on it.
+    async fn settled(&self, deadline: &Deadline) {
+        if let Err(error) = self.drained(&deadline.within(SETTLE)).await {
+            tracing::warn!(%error, "verified without waiting for what is staged");
         }
-        if whole {
-            self.verify_end(stream, heads, &frontier, findings)?;
-            for (level, index) in nodes.into_keys() {
-                findings.add(
-                    (number, index),
-                    "audit_nodes",
-                    "no such subtree",
-                    format!("level {level} index {index}"),
-                );
+    }
+
+    async fn pass(
+        &self,
+        scope: Scope,
+        digests: Digests,
+        deadline: &Deadline,
+    ) -> Result<(Report, HashMap<i32, State>)> {
+        self.verified.store(0, Ordering::Relaxed);
+        let plan = Plan::read(self, deadline).await?;
+        self.to_verify.store(plan.entries(), Ordering::Relaxed);
+        let range = match scope {
+            Scope::Within(range) => range,
+            Scope::New => Range::EVERYTHING,
+        };
+        let pass = Pass::new(self, digests, range, clock::now().utc(), deadline);
+        let mut trees = Vec::with_capacity(plan.streams.len());
+        for row in &plan.streams {
+            trees.push(pass.tree(Some(row), &plan, scope).boxed());
+        }
+        trees.push(pass.tree(None, &plan, scope).boxed());
+        let results: Vec<_> = stream::iter(trees).buffered(STREAMS).try_collect().await?;
+        let (mut findings, mut states) = (plan.findings, HashMap::new());
+        for (number, found, state) in results {
+            // A stream that is broken is looked at from the same place the next time.
+            states.extend(state.filter(|_| found.count() == 0).map(|state| (number, state)));
+            findings.merge(found);
+        }
+        if range == Range::EVERYTHING {
+            for told in self.publication.contradictions(deadline).await? {
+                findings.add((told.stream, told.position), told.what, told.expected, told.found);
             }
+        }
+        let gaps = u64::try_from(plan.gaps.len()).unwrap_or(u64::MAX);
+        let entries = findings.entries;
+        let erased_subjects = u64::try_from(findings.gone.len()).unwrap_or(u64::MAX);
+        let (breaks, more_breaks) = findings.breaks();
+        let verdict = if breaks.is_empty() { "intact" } else { "broken" };
+        Ok((Report { verdict, entries, erased_subjects, gaps, breaks, more_breaks }, states))
+    }
+}
+
+impl Pass<'_> {
+    /// Looks at a stream, or at the heads log, as far as it is asked for.
+    async fn tree(
+        &self,
+        row: Option<&StreamRow>,
+        plan: &Plan,
+        scope: Scope,
+    ) -> Result<(i32, Findings, Option<State>)> {
+        let tree = row.map_or(Tree::Heads, |row| Tree::Stream(row.stream));
+        let size = row.map_or(plan.heads, StreamRow::size);
+        let known = plan.states.get(&tree.number());
+        // What a declared gap has cost was verified before, and is no more.
+        let fits = known.is_none_or(|known| known.blocks.size().saturating_mul(BLOCK) <= size);
+        let lost = plan.gaps.get(&tree.number()).is_some_and(|gap| gap.kept_size == findings::at(0, size).1);
+        let shrunk = known.filter(|_| !fits && !lost);
+        let known = known.filter(|_| fits);
+        let whole = !matches!(scope, Scope::Within(range) if range != Range::EVERYTHING);
+        if !whole {
+            let mut findings = Findings::default();
+            if let Some(row) = row {
+                self.within(tree, row, &mut findings).await?;
+            }
+            return Ok((tree.number(), findings, None));
+        }
+        let base = match (scope, known) {
+            (Scope::New, Some(known)) => known.blocks.clone(),
+            _ => Growth::default(),
+        };
+        let mut grown = self.grow(tree, base, size, known).await?;
+        if let Some(known) = shrunk {
+            let place = findings::at(tree.number(), size);
+            let before = known.blocks.size().saturating_mul(BLOCK).to_string();
+            grown.findings.add(place, "what was verified before", before, size.to_string());
+        }
+        match row {
+            Some(row) => self.end(row, &mut grown)?,
+            None => self.end_of_heads(plan, &mut grown),
+        }
+        let mut again =
+            state::due(&State { blocks: grown.blocks.clone(), again: 0, at: self.now }, self.now).1;
+        if let (Scope::New, Some(known)) = (scope, known) {
+            let (ranges, reached) = state::due(known, self.now);
+            again = reached;
+            for blocks in ranges {
+                let looked = self.again(tree, blocks, &known.blocks, size).await?;
+                grown.findings.merge(looked.findings);
+            }
+        }
+        if row.is_none() {
+            // Heads are no entries.
+            grown.findings.entries = 0;
+        }
+        let state = State { blocks: grown.blocks, again, at: self.now };
+        Ok((tree.number(), grown.findings, Some(state)))
+    }
+
+    /// The end of a stream is what its row says, and a daemon has sealed that.
+    fn end(&self, row: &StreamRow, grown: &mut Grown) -> Result<()> {
+        let (place, size) = ((row.stream, row.size), row.size());
+        if let Some(root) = grown.root(size) {
+            grown.findings.compare(place, "root of the stream", &root, &row.root);
+        }
+        let peaks = [grown.blocks.frontier().to_bytes(), grown.rest.frontier().to_bytes()].concat();
+        for (what, expected, found) in
+            [("frontier", peaks, &row.frontier), ("edge of the stream", grown.edge(), &row.edge)]
+        {
+            if expected != *found {
+                grown.findings.add(place, what, hex(&expected), hex(found));
+            }
+        }
+        self.sealed(row, &mut grown.findings)
+    }
+
+    fn sealed(&self, row: &StreamRow, findings: &mut Findings) -> Result<()> {
+        if row.sealed_root(self.log)?.is_none() {
+            let expected = "a head that a daemon has sealed";
+            findings.add((row.stream, row.size), "head_mac", expected, hex(&row.head_mac));
         }
         Ok(())
     }
 
-    fn verify_end(
-        &self,
-        stream: &StreamRow,
-        heads: &HashMap<i64, &HeadRow>,
-        frontier: &Frontier,
-        findings: &mut Findings,
-    ) -> Result<()> {
-        let number = stream.stream;
-        let size = i64::try_from(frontier.size()).unwrap_or(i64::MAX);
-        if stream.size != size {
-            findings.add((number, size), "size of the stream", stream.size.to_string(), size.to_string());
+    fn end_of_heads(&self, plan: &Plan, grown: &mut Grown) {
+        let Some(checkpoint) = &plan.checkpoint else { return };
+        let place = (Tree::Heads.number(), checkpoint.size);
+        if let Some(edge) = checkpoint.edge.as_ref().filter(|edge| **edge != grown.edge()) {
+            grown.findings.add(place, "edge of the heads log", hex(&grown.edge()), hex(edge));
         }
-        findings.compare((number, size), "root of the stream", &frontier.root(), &stream.root);
-        if frontier.to_bytes() != stream.frontier {
-            findings.add((number, size), "frontier", hex(&frontier.to_bytes()), hex(&stream.frontier));
-        }
-        if stream.sealed_root(self)?.is_none() {
-            findings.add(
-                (number, stream.size),
-                "head_mac",
-                "a head that a daemon has sealed",
-                hex(&stream.head_mac),
-            );
-        }
-        for lost in heads.keys().filter(|head| **head > size) {
-            findings.add((number, size), "entries up to a head", lost.to_string(), size.to_string());
-        }
-        Ok(())
     }
 
-    async fn verify_heads(
-        &self,
-        connection: &mut Connection,
-        heads: &[HeadRow],
-        findings: &mut Findings,
-    ) -> Result<()> {
-        let checkpoints: Vec<CheckpointRow> = audit_checkpoints::table
-            .order(audit_checkpoints::size)
-            .select(CheckpointRow::as_select())
-            .load(connection)
-            .await?;
-        let keys: Vec<VerifierKey> = self
-            .signers
-            .iter()
-            .map(|key| VerifierKey::new(self.keyring.deployment(), key.public()))
-            .collect();
-        let mut checkpoints = checkpoints.into_iter().peekable();
-        let mut nodes = stored_nodes(connection, HEADS).await?;
-        let mut frontier = Frontier::default();
-        for (expected, head) in heads.iter().enumerate() {
-            let expected = i64::try_from(expected).unwrap_or(i64::MAX);
-            if head.index != expected {
-                findings.add(
-                    (HEADS, expected),
-                    "index of a head",
-                    expected.to_string(),
-                    head.index.to_string(),
-                );
-            }
-            let Some(leaf) = head.head().map(|head| head.leaf()) else {
-                findings.add((HEADS, head.index), "root of a head", "32 bytes", hex(&head.root));
-                continue;
-            };
-            findings.compare((HEADS, head.index), "leaf_hash of a head", &leaf, &head.leaf_hash);
-            frontier.push(leaf, |node, hash| check_node(&mut nodes, HEADS, node, hash, findings));
-            let size = i64::try_from(frontier.size()).unwrap_or(i64::MAX);
-            while let Some(checkpoint) = checkpoints.next_if(|checkpoint| checkpoint.size <= size) {
-                findings.compare(
-                    (HEADS, checkpoint.size),
-                    "root of a checkpoint",
-                    &frontier.root(),
-                    &checkpoint.root,
-                );
-                let opened = note::open(&checkpoint.note, &keys);
-                // A daemon without a signing key leaves the signatures to those who have the public half.
-                let signed = keys.is_empty()
-                    || opened.is_some_and(|opened| {
-                        opened.size == frontier.size() && opened.root == frontier.root()
-                    });
-                if !signed {
-                    findings.add(
-                        (HEADS, checkpoint.size),
-                        "note",
-                        "a note over this root, signed by one of signing.key_files",
-                        checkpoint.note,
-                    );
-                }
-            }
-        }
-        for checkpoint in checkpoints {
-            findings.add(
-                (HEADS, checkpoint.size),
-                "heads up to a checkpoint",
-                checkpoint.size.to_string(),
-                heads.len().to_string(),
-            );
+    /// Looks at the blocks that have entries of the range, and at what leads from them to the stream's present head.
+    async fn within(&self, tree: Tree, row: &StreamRow, findings: &mut Findings) -> Result<()> {
+        self.sealed(row, findings)?;
+        let Some((first, last)) = self.positions(row.stream).await? else { return Ok(()) };
+        let (size, edge) = (row.size(), &row.edge);
+        let Some(present) = Growth::read(size, edge) else {
+            findings.add((row.stream, row.size), "edge of the stream", "the edge of its size", hex(edge));
+            return Ok(());
+        };
+        findings.compare((row.stream, row.size), "root of the stream", &present.root(), &row.root);
+        // The lowest tiers are those of the block that is not complete.
+        let below: usize = (0..3).map(|tier| present.open(tier).len()).sum();
+        let (rest, blocks) = edge.split_at_checked(below.saturating_mul(32)).unwrap_or_default();
+        let known = Growth::read(size >> LEVEL, blocks).unwrap_or_default();
+        let blocks = first / BLOCK..(last / BLOCK).saturating_add(1).min(size.div_ceil(BLOCK));
+        let open = blocks.end.saturating_mul(BLOCK) > size;
+        let looked = self.again(tree, blocks, &known, size).await?;
+        findings.merge(looked.findings);
+        if open && looked.rest.edge() != rest {
+            let place = (row.stream, row.size);
+            findings.add(place, "edge of the stream", hex(&looked.rest.edge()), hex(rest));
         }
         Ok(())
     }
-}
 
-async fn chunk(connection: &mut Connection, stream: i32, after: i64, range: Range) -> Result<Vec<Stored>> {
-    let mut rows = audit_logs::table
-        .filter(audit_logs::stream.eq(stream))
-        .filter(audit_logs::position.gt(after))
-        .order(audit_logs::position)
-        .limit(CHUNK)
-        .select(Stored::as_select())
-        .into_boxed();
-    if let Some(from) = range.from {
-        rows = rows.filter(audit_logs::recorded_at.ge(from.utc()));
+    /// The first and the last position of a stream in the range.
+    async fn positions(&self, stream: i32) -> Result<Option<(u64, u64)>> {
+        let range = self.range;
+        let rows = || {
+            let mut rows = audit_logs::table
+                .filter(audit_logs::stream.eq(stream))
+                .select(audit_logs::position)
+                .into_boxed();
+            if let Some(from) = range.from {
+                rows = rows.filter(audit_logs::recorded_at.ge(from.utc()));
+            }
+            if let Some(to) = range.to {
+                rows = rows.filter(audit_logs::recorded_at.lt(to.utc()));
+            }
+            rows
+        };
+        self.log
+            .store
+            .snapshot(self.deadline, "audit.verify.range", async |connection| {
+                let forward = (audit_logs::recorded_at.asc(), audit_logs::position.asc());
+                let first: Option<i64> = rows().order(forward).first(connection).await.optional()?;
+                let backward = (audit_logs::recorded_at.desc(), audit_logs::position.desc());
+                let last: Option<i64> = rows().order(backward).first(connection).await.optional()?;
+                let number = |number: Option<i64>| number.and_then(|number| u64::try_from(number).ok());
+                Ok(number(first).zip(number(last)))
+            })
+            .await
     }
-    if let Some(to) = range.to {
-        rows = rows.filter(audit_logs::recorded_at.lt(to.utc()));
-    }
-    Ok(rows.load(connection).await?)
-}
-
-type Nodes = HashMap<(i32, i64), Vec<u8>>;
-
-/// One row for 256 entries: of ten million, some 40,000.
-async fn stored_nodes(connection: &mut Connection, stream: i32) -> Result<Nodes> {
-    let rows: Vec<(i32, i64, Vec<u8>)> = audit_nodes::table
-        .filter(audit_nodes::stream.eq(stream))
-        .select((audit_nodes::level, audit_nodes::index, audit_nodes::hash))
-        .load(connection)
-        .await?;
-    Ok(rows.into_iter().map(|(level, index, hash)| ((level, index), hash)).collect())
-}
-
-fn check_node(nodes: &mut Nodes, stream: i32, node: Node, hash: Hash, findings: &mut Findings) {
-    if !node.level.is_multiple_of(8) {
-        return;
-    }
-    let key = (i32::try_from(node.level).unwrap_or(i32::MAX), i64::try_from(node.index).unwrap_or(i64::MAX));
-    match nodes.remove(&key) {
-        Some(found) => findings.compare((stream, key.1), "audit_nodes", &hash, &found),
-        None => findings.add((stream, key.1), "audit_nodes", hash.hex(), "nothing"),
-    }
-}
-
-/// Entries of streams that no daemon has ever leased.
-async fn verify_strangers(
-    connection: &mut Connection,
-    streams: &[StreamRow],
-    findings: &mut Findings,
-) -> Result<()> {
-    let known: Vec<i32> = streams.iter().map(|stream| stream.stream).collect();
-    let strangers: Vec<(i32, i64)> = audit_logs::table
-        .filter(audit_logs::stream.ne_all(known))
-        .select((audit_logs::stream, audit_logs::position))
-        .limit(CHUNK)
-        .load(connection)
-        .await?;
-    for (stream, position) in strangers {
-        findings.add((stream, position), "stream", "a stream of audit_streams", stream.to_string());
-    }
-    Ok(())
-}
-
-async fn erased(connection: &mut Connection, persons: &HashSet<i64>) -> Result<u64> {
-    let mut gone = 0_u64;
-    let persons: BTreeSet<i64> = persons.iter().copied().collect();
-    let persons: Vec<i64> = persons.into_iter().collect();
-    for some in persons.chunks(10_000) {
-        let there: i64 =
-            subjects::table.filter(subjects::subject_id.eq_any(some)).count().get_result(connection).await?;
-        let there = u64::try_from(there).map_err(Error::internal)?;
-        gone = gone.saturating_add(u64::try_from(some.len()).unwrap_or(u64::MAX).saturating_sub(there));
-    }
-    Ok(gone)
 }

@@ -1,29 +1,23 @@
 //! Group commit: whatever arrived while the last batch was committing is the next one. There is no timer to wait for.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::{Datelike as _, TimeDelta};
-use diesel::prelude::{ExpressionMethods, QueryDsl, SelectableHelper};
-use diesel_async::RunQueryDsl;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::doing::Doing;
 use super::draft::Draft;
-use super::log::in_entry;
 use super::people::People;
+use super::publication::Publication;
 use super::queue::Request;
 use super::refused::Refused;
-use super::repeat;
-use super::row::Stored;
 use super::staged;
 use super::stream::{Placed, Sent, Settled, Stream};
 use super::work::{Work, answer, distinct, one_try_less, refuse, still_wanted};
-use crate::clock;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, chain};
 use crate::keyring::Keyring;
-use crate::store::schema::audit_logs;
 use crate::store::{Deadline, Store};
 
 /// The most entries in one statement: more are no faster (the knee is at about 100).
@@ -36,29 +30,50 @@ const BEAT: Duration = Duration::from_secs(3);
 const FAREWELL: Duration = Duration::from_secs(2);
 /// Between attempts while PostgreSQL is away.
 const PAUSE: Duration = Duration::from_millis(100);
+/// Before a batch is sent again that another transaction was in the way of.
+const AGAIN: Duration = Duration::from_millis(10);
 
 /// One writer: it has at most one stream at a time.
 #[derive(Debug)]
 pub struct Writer {
-    store: Arc<Store>,
-    keyring: Arc<Keyring>,
+    publication: Arc<Publication>,
+    pub(super) store: Arc<Store>,
+    pub(super) keyring: Arc<Keyring>,
     requests: mpsc::Receiver<Request>,
-    idempotency: Duration,
+    pub(super) idempotency: Duration,
     end: CancellationToken,
     people: People,
-    stream: Option<Stream>,
+    pub(super) stream: Option<Stream>,
+    /// Where the look through what was staged goes on.
+    staged: i64,
+    /// What is told of it.
+    doing: Arc<Doing>,
+    told: Option<i32>,
 }
 
 impl Writer {
     /// A writer without a stream yet.
-    pub fn new(
-        store: Arc<Store>,
-        keyring: Arc<Keyring>,
+    pub(super) fn new(
+        publication: Arc<Publication>,
         requests: mpsc::Receiver<Request>,
         idempotency: Duration,
+        doing: Arc<Doing>,
         end: CancellationToken,
     ) -> Self {
-        Self { store, keyring, requests, idempotency, end, people: People::default(), stream: None }
+        let (store, keyring) = (publication.store.clone(), publication.keyring.clone());
+        Self {
+            publication,
+            store,
+            keyring,
+            requests,
+            idempotency,
+            end,
+            people: People::default(),
+            stream: None,
+            staged: 0,
+            doing,
+            told: None,
+        }
     }
 
     /// Writes until the end, and then for a little while what is left in the queue.
@@ -80,6 +95,7 @@ impl Writer {
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let end = self.end.clone();
         loop {
+            self.tell();
             let first = tokio::select! {
                 biased;
                 // First, so that a queue that is never empty keeps neither the clock nor the orphans waiting.
@@ -102,7 +118,15 @@ impl Writer {
         }
     }
 
-    fn step(&self) -> Deadline {
+    /// Notes which stream it has, for whoever asks.
+    fn tell(&mut self) {
+        let now = self.stream.as_ref().map(Stream::shown);
+        let told = now.as_ref().map(|leased| leased.stream);
+        self.doing.has(self.told, now);
+        self.told = told;
+    }
+
+    pub(super) fn step(&self) -> Deadline {
         Deadline::after(STEP, CancellationToken::new())
     }
 
@@ -129,12 +153,15 @@ impl Writer {
         {
             self.stream = None;
         }
+        if let Ok(lag) = staged::lag(&self.store, &deadline).await {
+            self.doing.lags(lag);
+        }
         let Ok(own) = self.keyring.own() else { return };
-        match staged::orphans(&self.store, own, &deadline).await {
-            Ok(orphans) if !orphans.is_empty() => {
+        match staged::orphans(&self.store, own, self.staged, &deadline).await {
+            Ok((orphans, next)) => {
+                self.staged = next;
                 self.write(orphans.into_iter().map(|sealed| Work::Staged(Box::new(sealed))).collect()).await
             }
-            Ok(_) => {}
             Err(error) => tracing::debug!(%error, "staged entries could not be looked for"),
         }
     }
@@ -171,26 +198,34 @@ impl Writer {
             self.stream = None;
             match self.lease(&deadline).await {
                 Ok(stream) => self.stream = Some(stream),
-                Err(error) => return Err((error, batch)),
+                Err(error) if self.publication.refusal().is_none() => return Err((error, batch)),
+                Err(_) => {}
             }
         }
-        let mut batch = match self.weed(batch).await {
+        // What is staged stays so, until the gap is declared.
+        if self.publication.refusal().is_some() {
+            refuse(batch, || self.publication.refusal().unwrap_or_else(|| Error::unavailable("try again")));
+            return Ok(Vec::new());
+        }
+        let batch = match self.weed(batch).await {
             Ok(batch) => batch,
             Err(failed) => return Err(failed),
         };
         if batch.is_empty() {
             return Ok(batch);
         }
+        let mut batch = match self.meet(batch, &deadline).await {
+            Ok(batch) if batch.is_empty() => return Ok(batch),
+            Ok(batch) => batch,
+            Err((error, batch)) => return self.unprepared(error, batch).await,
+        };
         let drafts: Vec<&Draft> = batch.iter().flat_map(Work::drafts).collect();
-        if let Err(error) = self.people.meet(&self.store, &self.keyring, &drafts, &deadline).await {
-            return Err((error, batch));
-        }
         let referred = self.people.referred(&drafts);
         let (Some(stream), Ok(own)) = (self.stream.as_mut(), self.keyring.own()) else {
             return Err((Error::unavailable("no stream"), batch));
         };
         if let Err(error) = batch.iter_mut().try_for_each(|work| work.seal(self.people.known(), own)) {
-            return Err((error, batch));
+            return self.unprepared(error, batch).await;
         }
         // From here on a caller that gives up is told that the outcome is not known.
         if !batch.iter().all(Work::send) {
@@ -209,8 +244,24 @@ impl Writer {
         }
     }
 
+    /// Makes sure that everybody is known whom these entries name. Who is not yet is created, but not by an entry that is
+    /// refused because its id is taken.
+    async fn meet(&mut self, batch: Vec<Work>, deadline: &Deadline) -> Result<Vec<Work>, (Error, Vec<Work>)> {
+        let drafts: Vec<&Draft> = batch.iter().flat_map(Work::drafts).collect();
+        if let Err(error) = self.people.find(&self.store, &self.keyring, &drafts, deadline).await {
+            return Err((error, batch));
+        }
+        let creating = |work: &Work| work.is_repeatable() && self.people.lacks(work.drafts());
+        let batch = if batch.iter().any(creating) { self.known_ids(batch).await? } else { batch };
+        let drafts: Vec<&Draft> = batch.iter().flat_map(Work::drafts).collect();
+        match self.people.create(&self.store, &self.keyring, &drafts, deadline).await {
+            Ok(()) => Ok(batch),
+            Err(error) => Err((error, batch)),
+        }
+    }
+
     async fn lease(&self, deadline: &Deadline) -> Result<Stream> {
-        Stream::lease(&self.store, self.keyring.own()?, deadline).await
+        Stream::lease(&self.publication, self.keyring.own()?, deadline).await
     }
 
     /// What to do about a batch that was not appended; answers what is to be tried again.
@@ -234,18 +285,16 @@ impl Writer {
                 return Ok(one_try_less(batch));
             }
             Refused::Clock => {
-                let deadline = self.step();
-                if let Some(stream) = &mut self.stream
-                    && let Err(error) = stream.renew(&deadline).await
-                {
+                if let Err(error) = self.set_clock().await {
                     return Err((error, batch));
                 }
             }
-            Refused::NoMonth => {
-                if let Err(error) = super::months::create(&self.store, &self.step()).await {
-                    return Err((error, batch));
-                }
-            }
+            Refused::NoMonth => match super::months::create(&self.store, &self.step()).await {
+                Ok(0) => return Err((Error::unavailable("the month of this entry cannot be made"), batch)),
+                Ok(_) => {}
+                Err(error) => return Err((error, batch)),
+            },
+            Refused::Contended => tokio::time::sleep(AGAIN).await,
             Refused::Unmatched => return self.still_staged(batch).await,
             Refused::Duplicate => return self.known_ids(batch).await,
             Refused::Unwritable(why) => {
@@ -255,9 +304,26 @@ impl Writer {
                 });
                 return Ok(Vec::new());
             }
-            Refused::Data(code) => return Ok(self.halve(batch, &code).await),
+            Refused::Data(code) => {
+                let error = Error::internal(format!("PostgreSQL refuses the entry: {code}"));
+                return Ok(self.halve(batch, error).await);
+            }
         }
         Ok(batch)
+    }
+
+    /// Takes PostgreSQL's time. Where it was set back, another stream goes on: the entries of this one would have to wait.
+    async fn set_clock(&mut self) -> Result<()> {
+        let deadline = self.step();
+        let Some(stream) = &mut self.stream else { return Ok(()) };
+        stream.renew(&deadline).await?;
+        if stream.is_ahead()
+            && let Some(stream) = self.stream.take()
+        {
+            tracing::warn!(stream = stream.number, "PostgreSQL's clock is behind its last entry");
+            stream.release(&deadline).await;
+        }
+        Ok(())
     }
 
     /// Asks until the outcome of a batch is known. Nothing else is written to the stream meanwhile.
@@ -292,87 +358,14 @@ impl Writer {
         }
     }
 
-    /// Refuses entries that claim to be from the future, alone.
-    async fn weed(&self, batch: Vec<Work>) -> Result<Vec<Work>, (Error, Vec<Work>)> {
-        // By PostgreSQL's clock, whatever this host's says.
-        let now = self.stream.as_ref().map_or_else(|| clock::now().utc(), Stream::now);
-        let latest = now.checked_add_signed(TimeDelta::minutes(5));
-        let early =
-            |draft: &Draft| draft.entry.occurred_at.zip(latest).is_some_and(|(at, latest)| at > latest);
-        let mut kept = Vec::with_capacity(batch.len());
-        for work in batch {
-            match work {
-                Work::Append(group) => match group.drafts.iter().position(early) {
-                    None => kept.push(Work::Append(group)),
-                    Some(index) => {
-                        let error = Error::invalid("occurred_at", "must not be more than five minutes ahead");
-                        let many = group.drafts.len() > 1;
-                        group.answer(Err(if many { in_entry(index, error) } else { error }));
-                    }
-                },
-                staged => kept.push(staged),
-            }
-        }
-        // An id of yesterday may stand in last month, where no index of this month finds it.
-        let since = now.checked_sub_signed(TimeDelta::from_std(self.idempotency).unwrap_or_default());
-        let new_month = since.is_none_or(|since| since.month() != now.month());
-        if new_month && kept.iter().any(Work::is_repeatable) {
-            return self.known_ids(kept).await;
-        }
-        Ok(kept)
-    }
-
-    /// Answers the groups whose ids are in the log already; the others are left.
-    async fn known_ids(&self, batch: Vec<Work>) -> Result<Vec<Work>, (Error, Vec<Work>)> {
-        let ids: Vec<&str> = batch.iter().flat_map(Work::ids).collect();
-        let found = self
-            .store
-            .single(&self.step(), "audit.ids", async |connection| {
-                let rows = audit_logs::table.filter(audit_logs::id.eq_any(&ids)).select(Stored::as_select());
-                let rows: Vec<Stored> = rows.load(connection).await?;
-                Ok(rows)
-            })
-            .await;
-        let found: HashMap<String, Stored> = match found {
-            Ok(found) => found.into_iter().map(|stored| (stored.id.clone(), stored)).collect(),
-            Err(error) => return Err((error, batch)),
-        };
-        let mut left = Vec::new();
-        for work in batch {
-            match work {
-                Work::Append(group)
-                    if group.drafts.iter().any(|draft| found.contains_key(&draft.entry.id)) =>
-                {
-                    let result =
-                        repeat::answer(&self.store, &self.keyring, &group.drafts, &found, &self.step()).await;
-                    group.answer(result);
-                }
-                // It was taken in before, and only its row is left.
-                Work::Staged(staged) if found.contains_key(&staged.entry.id) => {
-                    tracing::error!(id = staged.entry.id, "a staged entry is in the log already");
-                }
-                work => left.push(work),
-            }
-        }
-        Ok(left)
-    }
-
-    /// Leaves out what another daemon has taken in meanwhile.
-    async fn still_staged(&self, batch: Vec<Work>) -> Result<Vec<Work>, (Error, Vec<Work>)> {
-        let numbers: Vec<i64> = batch.iter().filter_map(Work::number).collect();
-        match staged::remaining(&self.store, &numbers, &self.step()).await {
-            Ok(left) => {
-                Ok(batch.into_iter().filter(|work| work.number().is_none_or(|n| left.contains(&n))).collect())
-            }
-            Err(error) => Err((error, batch)),
-        }
-    }
-
-    /// A batch that fails on its data is halved until the entry that sinks it is alone.
-    async fn halve(&mut self, mut batch: Vec<Work>, code: &str) -> Vec<Work> {
+    /// Whoever sinks a batch is found by halving it, until it is alone.
+    async fn halve(&mut self, mut batch: Vec<Work>, error: Error) -> Vec<Work> {
         if batch.len() <= 1 {
-            tracing::error!(code, "PostgreSQL refuses an entry");
-            refuse(batch, || Error::internal(format!("PostgreSQL refuses the entry: {code}")));
+            tracing::error!(error = %chain(&error), "an entry cannot be written");
+            let error = std::cell::Cell::new(Some(error));
+            refuse(batch, || {
+                error.take().unwrap_or_else(|| Error::internal("refused with the entry before"))
+            });
             return Vec::new();
         }
         let second = batch.split_off(batch.len() / 2);
@@ -389,5 +382,16 @@ impl Writer {
             }
         }
         Vec::new()
+    }
+
+    /// What becomes of a batch that cannot be prepared: while PostgreSQL is away all of it waits, and anything else is the
+    /// fault of one of its entries.
+    async fn unprepared(&mut self, error: Error, batch: Vec<Work>) -> Result<Vec<Work>, (Error, Vec<Work>)> {
+        match error {
+            Error::Unavailable { .. } | Error::Overloaded { .. } | Error::UnknownOutcome => {
+                Err((error, batch))
+            }
+            error => Ok(self.halve(batch, error).await),
+        }
     }
 }

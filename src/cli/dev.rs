@@ -9,7 +9,7 @@ use super::migrate::migrate;
 use super::output::note;
 use super::serve::serve;
 use crate::config;
-use crate::config::Loaded;
+use crate::config::{Destination, Loaded};
 use crate::daemon::Settings;
 use crate::durable;
 use crate::keyring::{SigningKey, kek};
@@ -61,6 +61,7 @@ struct Folder {
     socket: String,
     kek: String,
     signing: String,
+    checkpoints: String,
     owner_url: String,
 }
 
@@ -76,6 +77,7 @@ impl Folder {
             socket: format!("{root}/sidekeep.sock"),
             kek: format!("{root}/keys/kek"),
             signing: format!("{root}/keys/signing"),
+            checkpoints: format!("{root}/checkpoints"),
             owner_url: format!("{root}/keys/owner-url"),
             root,
         })
@@ -151,6 +153,7 @@ fn make_key(path: &str, text: &str) -> anyhow::Result<()> {
 fn configuration(folder: &Folder, url: &str) -> String {
     let (socket, kek, owner_url) = (quoted(&folder.socket), quoted(&folder.kek), quoted(&folder.owner_url));
     let signing = quoted(&folder.signing);
+    let publish = quoted(&Destination::Directory(folder.checkpoints.clone().into()).to_string());
     let url = quoted(url);
     format!(
         "# Made by `sidekeep dev`, which keeps what you change here. `sidekeep config show` prints every key.\n\n\
@@ -158,6 +161,7 @@ fn configuration(folder: &Folder, url: &str) -> String {
          [socket]\npath = {socket}\n# Yours alone; a group may be given here.\ngroup = \"\"\n\n\
          [database]\nurl = {url}\n# The cluster's superuser, who owns the tables.\nmigrate_url_file = {owner_url}\n\n\
          [keyring]\n# Without this file nothing that is sealed opens again.\nkey_files = [{kek}]\n\n\
+         [audit]\n# Checkpoints go here; best where whoever can change the database cannot.\npublish = {publish}\n\n\
          [signing]\nkey_files = [{signing}]\n\n\
          [log]\nformat = \"text\"\n"
     )

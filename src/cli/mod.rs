@@ -19,6 +19,7 @@ mod man;
 mod migrate;
 mod openrpc;
 mod output;
+mod recover;
 mod serve;
 mod setup;
 mod signing;
@@ -64,6 +65,7 @@ enum Command {
     Keyring(keyring::Args),
     Signing(signing::Args),
     Verify(verify::Args),
+    Recover(recover::Args),
     Openrpc(openrpc::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -87,6 +89,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Keyring(args) => keyring::run(args),
         Command::Signing(args) => signing::run(args, &global),
         Command::Verify(args) => verify::run(args, &global),
+        Command::Recover(args) => recover::run(args, &global),
         Command::Openrpc(args) => openrpc::run(args),
         Command::Completions(args) => completions::run(args),
         Command::Man(args) => man::run(args),

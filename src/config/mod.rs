@@ -14,7 +14,7 @@ pub use load::{DEFAULT_FILE, Loaded, Setting, load, socket_path};
 pub use problem::{ConfigError, Origin, Problem};
 pub use secret::{SecretError, secret};
 pub use url::{DatabaseUrlError, database_url, migrate_url};
-pub use values::{DeploymentName, FileMode, Period, SecretFile, Size};
+pub use values::{DeploymentName, Destination, FileMode, Period, SecretFile, Size};
 
 mod check;
 mod environment;
@@ -269,6 +269,12 @@ pub struct Audit {
     pub idempotency: Period,
     /// How long an entry waits for room in the queue.
     pub max_wait: Period,
+    /// Where checkpoints are published.
+    pub publish: Option<Destination>,
+    /// Instead: the command that publishes them, with its arguments.
+    pub publish_command: Vec<String>,
+    /// What to do when the log is behind its publication.
+    pub on_gap: OnGap,
 }
 
 impl Default for Audit {
@@ -278,8 +284,22 @@ impl Default for Audit {
             streams: 2,
             idempotency: Period::seconds(24 * 3600),
             max_wait: Period::seconds(5),
+            publish: None,
+            publish_command: Vec::new(),
+            on_gap: OnGap::Refuse,
         }
     }
+}
+
+/// `audit.on_gap`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OnGap {
+    /// Nothing is appended or signed until somebody declares the gap.
+    #[default]
+    Refuse,
+    /// The gap is declared at once.
+    Record,
 }
 
 /// `audit.access`.

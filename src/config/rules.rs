@@ -41,6 +41,7 @@ pub(super) fn check(config: &Config, broken: &BTreeSet<String>, complete: bool) 
     rules.access();
     rules.database(complete);
     rules.keyring();
+    rules.audit();
     rules.breaches
 }
 
@@ -261,6 +262,23 @@ impl Rules<'_> {
             if files.iter().take(index).any(|earlier| earlier == file) {
                 self.refuse(&key, "is in the list already");
             }
+        }
+    }
+
+    fn audit(&mut self) {
+        let audit = &self.config.audit;
+        let Some(program) = audit.publish_command.first() else { return };
+        if let Some(message) = path_fault(Path::new(program)) {
+            self.refuse("audit.publish_command[0]", message);
+        }
+        if audit.publish_command.iter().any(|part| part.contains('\0')) {
+            self.refuse("audit.publish_command", "must hold no NUL");
+        }
+        if audit.publish.is_some() {
+            self.refuse(
+                "audit.publish_command",
+                "audit.publish is set too, and there is one publication; leave one of them out",
+            );
         }
     }
 

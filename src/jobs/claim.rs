@@ -75,6 +75,8 @@ pub(super) struct Run {
     pub(super) holder: Option<String>,
     pub(super) counts: Option<Value>,
     pub(super) error: Option<String>,
+    /// What was asked for.
+    pub(super) asked: Option<Value>,
 }
 
 impl Run {
@@ -115,7 +117,7 @@ pub(super) struct Status {
 #[derive(Debug)]
 pub(super) struct Look {
     statuses: Vec<Status>,
-    /// Of each job the run that is going on, and the latest that ended and was no dry run.
+    /// Of each job the run that is going on, and of those that were no dry runs the latest that ended and the latest success.
     pub(super) runs: Vec<Run>,
 }
 
@@ -132,7 +134,14 @@ impl Look {
 
     /// The run of a job that ended last.
     pub(super) fn ended(&self, name: &str) -> Option<&Run> {
-        self.runs.iter().find(|run| run.name == name && run.state != "running")
+        let ended = self.runs.iter().filter(|run| run.name == name && run.state != "running");
+        ended.max_by_key(|run| run.due_at)
+    }
+
+    /// The run of a job that succeeded last.
+    pub(super) fn succeeded(&self, name: &str) -> Option<&Run> {
+        let good = self.runs.iter().filter(|run| run.name == name && run.state == "ok");
+        good.max_by_key(|run| run.due_at)
     }
 }
 
@@ -142,8 +151,10 @@ pub(super) async fn look(store: &Store, names: &[&str], deadline: &Deadline) -> 
         (SELECT max(r.due_at) FROM sidekeep.job_runs r WHERE r.name = n.name AND NOT r.dry_run AND r.due_at <= now()), \
         (SELECT d.created_at FROM sidekeep.deployment d), now()) AS last_due FROM unnest($1) AS n(name)";
     const RUNS: &str = "SELECT r.* FROM unnest($1) AS n(name), LATERAL ( \
-        (SELECT * FROM sidekeep.job_runs j WHERE j.name = n.name AND j.state = 'running') UNION ALL \
+        (SELECT * FROM sidekeep.job_runs j WHERE j.name = n.name AND j.state = 'running') UNION \
         (SELECT * FROM sidekeep.job_runs j WHERE j.name = n.name AND j.state <> 'running' AND NOT j.dry_run \
+         AND j.due_at <= now() ORDER BY j.due_at DESC LIMIT 1) UNION \
+        (SELECT * FROM sidekeep.job_runs j WHERE j.name = n.name AND j.state = 'ok' AND NOT j.dry_run \
          AND j.due_at <= now() ORDER BY j.due_at DESC LIMIT 1)) AS r";
     store
         .snapshot(deadline, "jobs.look", async |connection| {
@@ -194,19 +205,21 @@ impl Claim<'_> {
     pub(super) async fn asked(
         self,
         store: &Store,
+        asked: Option<&Value>,
         dry_run: bool,
         deadline: &Deadline,
     ) -> Result<Option<Run>> {
         const CLAIM: &str = "WITH claimed AS ( \
-            INSERT INTO sidekeep.job_runs (run, name, due_at, started_at, state, dry_run, epoch, heartbeat_at, holder) \
-            VALUES ($1, $2, now(), now(), 'running', $3, 1, now(), $4) ON CONFLICT DO NOTHING RETURNING *) \
+            INSERT INTO sidekeep.job_runs (run, name, due_at, started_at, state, dry_run, epoch, heartbeat_at, holder, asked) \
+            VALUES ($1, $2, now(), now(), 'running', $3, 1, now(), $4, $5) ON CONFLICT DO NOTHING RETURNING *) \
             SELECT * FROM claimed UNION ALL SELECT * FROM sidekeep.job_runs WHERE run = $1";
         let claimed = store.single(deadline, "jobs.claim", async |connection| {
             let query = diesel::sql_query(CLAIM)
                 .bind::<Text, _>(self.run)
                 .bind::<Text, _>(self.name)
                 .bind::<Bool, _>(dry_run)
-                .bind::<Text, _>(self.holder);
+                .bind::<Text, _>(self.holder)
+                .bind::<Nullable<Jsonb>, _>(asked);
             Ok(query.load::<Run>(connection).await?)
         });
         Ok(claimed.await?.pop())

@@ -6,16 +6,21 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use chrono::TimeDelta;
+use serde_json::Value;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::claim::{self, Claim, JobRun, Look, Run};
+use super::asked::{ASKED, in_the_way};
+use super::claim::{self, Claim, JobRun, Look, Run, RunState};
+use super::run::Task;
 use super::schedule::Schedule;
 use super::suspects::Suspects;
 use super::wakes::{Moment, Wakes};
 use super::{JOBS, Job};
 use crate::app::App;
+use crate::clock;
 use crate::error::{Error, Result, chain};
 use crate::store::{Deadline, Store};
 use crate::values::RecordId;
@@ -44,6 +49,7 @@ pub struct Jobs {
     /// Ends the runs.
     pub(super) cut: CancellationToken,
     ended: Mutex<BTreeMap<&'static str, LastRun>>,
+    succeeded: Mutex<BTreeMap<&'static str, LastRun>>,
 }
 
 /// The last run of a job that ended, as this daemon has seen it.
@@ -75,6 +81,7 @@ impl Jobs {
             running: TaskTracker::new(),
             cut: CancellationToken::new(),
             ended: Mutex::default(),
+            succeeded: Mutex::default(),
         })
     }
 
@@ -123,28 +130,41 @@ impl Jobs {
         let wait = deadline.within(wait);
         let id = RecordId::generate();
         let claim = Claim { run: id.as_str(), name: job.name, holder: &self.holder };
+        let claimed = self.claimed(claim, None, dry_run, (&wait, deadline)).await?;
+        let run = claimed.map_err(|other| in_the_way(&format!("the job {name}"), &other))?;
+        let shown = run.clone().shown();
+        match wait.run(self.start(job.into(), run)).await {
+            Ok(Ok(run)) => Ok(run),
+            _ => Ok(shown),
+        }
+    }
+
+    /// Claims a run that somebody asked for; where another one of the name goes on all the while, answers that. Goes on with
+    /// one whose holder is dead.
+    pub(super) async fn claimed(
+        self: &Arc<Self>,
+        claim: Claim<'_>,
+        asked: Option<&Value>,
+        dry_run: bool,
+        (wait, deadline): (&Deadline, &Deadline),
+    ) -> Result<Result<Run, Run>> {
         let mut suspects = Suspects::default();
-        let run = loop {
+        loop {
             if self.running.is_closed() {
                 return Err(Error::unavailable("this daemon is ending; connect again"));
             }
-            if let Some(run) = claim.asked(self.store(), dry_run, deadline).await? {
-                break run;
+            if let Some(run) = claim.asked(self.store(), asked, dry_run, deadline).await? {
+                return Ok(Ok(run));
             }
-            let look = claim::look(self.store(), &[job.name], deadline).await?;
-            if let Some(other) = look.running(job.name) {
-                self.take_over(job, &look, &mut suspects).await?;
+            let look = claim::look(self.store(), &[claim.name], deadline).await?;
+            if let Some(other) = look.running(claim.name) {
+                self.take_over(claim.name, &look, &mut suspects).await?;
                 if wait.has_passed() {
-                    return Err(Error::conflict(format!("the job {name} is running already: {}", other.run)));
+                    return Ok(Err(other.clone()));
                 }
             }
             // The end of the wait is noticed above.
             let _ = wait.run(tokio::time::sleep(RETRY)).await;
-        };
-        let shown = run.clone().shown();
-        match wait.run(self.start(job, run)).await {
-            Ok(Ok(run)) => Ok(run),
-            _ => Ok(shown),
         }
     }
 
@@ -153,12 +173,37 @@ impl Jobs {
         self.ended_lock().clone()
     }
 
+    /// The last run of a job that succeeded, as far as this daemon has seen.
+    pub fn succeeded(&self, name: &str) -> Option<LastRun> {
+        self.succeeded.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    /// Whether a job that this daemon runs should have succeeded again by now: another time was due since, and passed too.
+    pub fn is_overdue(&self, job: &Job) -> bool {
+        let config = &self.app.config.jobs;
+        let now = clock::now().utc();
+        let since = self.succeeded(job.name).map_or_else(|| self.app.started.elapsed(), |last| last.age());
+        let since = TimeDelta::from_std(since).ok().and_then(|age| now.checked_sub_signed(age));
+        let schedule = Schedule::of((job.settings)(config));
+        let second = since.and_then(|since| schedule.next(since)).and_then(|first| schedule.next(first));
+        job.is_enabled(config) && second.is_some_and(|second| second < now)
+    }
+
     /// Notes a run that has just ended.
     pub(super) fn note_ended(&self, name: &'static str, run: &Run) {
         if !run.dry_run {
             let seen = (Instant::now(), Duration::ZERO);
-            self.ended_lock().insert(name, LastRun { run: run.clone().shown(), seen });
+            let last = LastRun { run: run.clone().shown(), seen };
+            if last.run.state == RunState::Ok {
+                self.succeeded.lock().unwrap_or_else(PoisonError::into_inner).insert(name, last.clone());
+            }
+            self.ended_lock().insert(name, last);
         }
+    }
+
+    /// This daemon, in the rows that it holds.
+    pub(super) fn holder(&self) -> &str {
+        &self.holder
     }
 
     pub(super) fn store(&self) -> &Store {
@@ -207,7 +252,8 @@ impl Jobs {
 
     /// Begins what is due, and goes on with what a dead holder left. Answers when to look again.
     async fn look(self: &Arc<Self>, suspects: &mut Suspects) -> Result<Instant> {
-        let names: Vec<_> = JOBS.iter().map(|job| job.name).collect();
+        let names: Vec<_> =
+            JOBS.iter().map(|job| job.name).chain(ASKED.iter().map(|asked| asked.name)).collect();
         let look = claim::look(self.store(), &names, &self.patience()).await?;
         let looked = Instant::now();
         self.note(&look);
@@ -219,45 +265,49 @@ impl Jobs {
             let next = schedule.next(status.now).and_then(|next| (next - status.now).to_std().ok());
             wait = next.map_or(wait, |next| next.min(wait));
             if look.running(job.name).is_some() {
-                self.take_over(job, &look, suspects).await?;
+                self.take_over(job.name, &look, suspects).await?;
             } else if let Some(due) = schedule.due(status.last_due, status.now) {
                 let id = RecordId::generate();
                 let claim = Claim { run: id.as_str(), name: job.name, holder: &self.holder };
                 if let Some(run) = claim.due(self.store(), due, &self.patience()).await? {
-                    drop(self.start(job, run));
+                    drop(self.start(job.into(), run));
                 }
             }
+        }
+        for asked in &ASKED {
+            self.take_over(asked.name, &look, suspects).await?;
         }
         Ok(after(looked, wait))
     }
 
     /// Goes on with a run whose holder is dead or has let it go.
-    async fn take_over(
-        self: &Arc<Self>,
-        job: &'static Job,
-        look: &Look,
-        suspects: &mut Suspects,
-    ) -> Result<()> {
-        let (Some(run), Some(status)) = (look.running(job.name), look.status(job.name)) else {
+    async fn take_over(self: &Arc<Self>, name: &str, look: &Look, suspects: &mut Suspects) -> Result<()> {
+        let (Some(run), Some(status), Some(task)) = (look.running(name), look.status(name), Task::find(name))
+        else {
             return Ok(());
         };
         if suspects.is_dead(run, status.now)
             && let Some(taken) = run.take_over(self.store(), &self.holder, &self.patience()).await?
         {
-            tracing::warn!(job = job.name, run = taken.run, epoch = taken.epoch, "taken over");
-            drop(self.start(job, taken));
+            tracing::warn!(job = name, run = taken.run, epoch = taken.epoch, "taken over");
+            drop(self.start(task, taken));
         }
         Ok(())
     }
 
     fn note(&self, look: &Look) {
         let mut ended = self.ended_lock();
+        let mut succeeded = self.succeeded.lock().unwrap_or_else(PoisonError::into_inner);
         for job in &JOBS {
-            let (Some(run), Some(status)) = (look.ended(job.name), look.status(job.name)) else { continue };
-            let run = run.clone().shown();
-            let at = run.finished_at.map_or(status.now, |at| at.utc());
-            let age = (status.now - at).to_std().unwrap_or_default();
-            ended.insert(job.name, LastRun { run, seen: (Instant::now(), age) });
+            let Some(status) = look.status(job.name) else { continue };
+            let last = |run: &Run| {
+                let run = run.clone().shown();
+                let at = run.finished_at.map_or(status.now, |at| at.utc());
+                let age = (status.now - at).to_std().unwrap_or_default();
+                LastRun { run, seen: (Instant::now(), age) }
+            };
+            ended.extend(look.ended(job.name).map(|run| (job.name, last(run))));
+            succeeded.extend(look.succeeded(job.name).map(|run| (job.name, last(run))));
         }
     }
 }

@@ -1,5 +1,7 @@
 //! `consent.*`: consents and withdrawals, append-only, as they stood at any time.
 
+use std::collections::HashMap;
+
 use chrono::{DateTime, Utc};
 use diesel::dsl::sql;
 use diesel::prelude::{
@@ -8,6 +10,7 @@ use diesel::prelude::{
 };
 use diesel::sql_types::{Int8, Timestamptz};
 use diesel_async::RunQueryDsl;
+use futures_util::future::BoxFuture;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -269,6 +272,18 @@ impl Record {
                 .as_ref()
                 .is_none_or(|given| stored.metadata.as_ref().is_some_and(|s| given.same(s)))
     }
+}
+
+/// The SHA-256 of the rows of these consents, of those that are there, as the log has it of each when it was recorded.
+pub fn digests<'a>(
+    connection: &'a mut Connection,
+    ids: &'a [String],
+) -> BoxFuture<'a, Result<HashMap<String, String>>> {
+    Box::pin(async move {
+        let rows = consent_records::table.filter(consent_records::id.eq_any(ids)).select(Stored::as_select());
+        let rows: Vec<Stored> = rows.load(connection).await?;
+        Ok(rows.into_iter().map(|row| (row.id.clone(), row.digest())).collect())
+    })
 }
 
 impl Records {

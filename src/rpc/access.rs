@@ -194,7 +194,7 @@ mod tests {
     use crate::rpc::peer::Peer;
 
     fn peer(uid: u32, gid: u32, groups: &[u32]) -> Peer {
-        Peer { uid, gid, groups: groups.to_vec(), pid: None }
+        Peer { uid, gid, groups: groups.to_vec(), pid: None, turns: crate::audit::Turns::default() }
     }
 
     fn policy(rules: Vec<AccessRule>) -> Policy {

@@ -2,10 +2,10 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use futures_util::FutureExt;
 use jsonrpsee::types::{ErrorObjectOwned, Request};
 use serde_json::value::RawValue;
@@ -18,7 +18,7 @@ use super::budget::Budget;
 use super::context::bytes;
 use super::error;
 use super::figures::OK;
-use super::methods::{Entry, Methods};
+use super::methods::{Entry, Found, Methods};
 use super::params::Context;
 use super::peer::Peer;
 use super::refusals::Refusals;
@@ -41,6 +41,7 @@ pub struct Calls {
     jobs: Arc<Jobs>,
     methods: Methods,
     access: ArcSwap<Granted>,
+    health: ArcSwapOption<Found>,
     in_flight: Semaphore,
     draining: AtomicBool,
     cut: Arc<CancellationToken>,
@@ -98,6 +99,7 @@ impl Calls {
             app,
             methods,
             access: ArcSwap::from_pointee(granted),
+            health: ArcSwapOption::empty(),
             in_flight: Semaphore::new(limit.min(Semaphore::MAX_PERMITS)),
             draining: AtomicBool::new(false),
             cut: Arc::new(CancellationToken::new()),
@@ -120,6 +122,11 @@ impl Calls {
     /// The table of methods.
     pub fn methods(&self) -> &Methods {
         &self.methods
+    }
+
+    /// How the daemon was found to be when somebody last looked.
+    pub(super) fn health(&self) -> &ArcSwapOption<Found> {
+        &self.health
     }
 
     /// How many calls are in flight, of those that are counted.
@@ -232,6 +239,8 @@ impl Calls {
             return Err(Error::Forbidden { method: entry.name.to_owned(), uid: peer.uid });
         }
         let deadline = Deadline::after(self.app.config.limits.call_timeout.duration(), self.cut.clone());
+        // Before anything is waited for: calls begin in the order sent.
+        let turn = Mutex::new(entry.queued.then(|| peer.turns.take()));
         let _counted = if entry.uncounted { None } else { Some(self.admit(&deadline, entry.queued).await?) };
         if entry.stored {
             self.app.ready(&deadline).await?;
@@ -240,6 +249,7 @@ impl Calls {
         let call = |context: Context| {
             self.access.load().check_purpose(entry, &context)?;
             let by = Arc::new(self.by(entry, peer, deadline.clone(), &context));
+            by.line_up(turn.lock().unwrap_or_else(PoisonError::into_inner).take());
             let _ = begun.set(by.clone());
             Ok(Call { app: self.app.clone(), calls: self.clone(), by, peer: peer.clone(), context })
         };
@@ -277,7 +287,20 @@ impl Calls {
         by
     }
 
-    /// How a call ended, if it is to be entered in the log and its entry is not committed with its change.
+    /// Enters a call that may take long when it begins.
+    ///
+    /// # Errors
+    /// The log cannot be written; the call must not go on.
+    pub async fn enter_begun(&self, by: &By) -> Result<()> {
+        let Some(entry) = self.methods.find(by.method) else { return Ok(()) };
+        if let Some(outcome) = self.wants_entry(entry, by, &Ok(Box::default())) {
+            self.enter(by, outcome).await?;
+        }
+        by.note_staged();
+        Ok(())
+    }
+
+    /// How a call ended, if it is to be entered in the log and its entry is not committed already.
     fn wants_entry(&self, entry: &Entry, by: &By, result: &Result<Box<RawValue>>) -> Option<Outcome> {
         let wanted = match self.app.config.audit.access {
             AuditAccess::All => entry.entered,

@@ -5,8 +5,10 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use tokio::net::UnixStream;
 
+use crate::audit::Turns;
+
 /// The process at the other end of a connection, as it was when it connected.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Peer {
     /// Its effective user id.
     pub uid: u32,
@@ -16,6 +18,8 @@ pub struct Peer {
     pub groups: Vec<u32>,
     /// Its process id, where the kernel tells; it may have been reused since.
     pub pid: Option<i32>,
+    /// The order in which the entries that it sends are appended.
+    pub turns: Turns,
 }
 
 impl Peer {
@@ -31,6 +35,7 @@ impl Peer {
             gid: credentials.gid(),
             groups: supplementary_groups(stream.as_fd())?,
             pid: credentials.pid(),
+            turns: Turns::default(),
         })
     }
 
@@ -41,6 +46,7 @@ impl Peer {
             gid: nix::unistd::getegid().as_raw(),
             groups: Vec::new(),
             pid: i32::try_from(std::process::id()).ok(),
+            turns: Turns::default(),
         }
     }
 }

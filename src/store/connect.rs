@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use super::Dedicated;
 use super::session::Session;
+use super::watch::SERVER_RUN;
 use crate::config::{Database, Tls};
 
 /// Where Debian keeps the certificates of public authorities.
@@ -175,7 +176,7 @@ impl Target {
     }
 
     async fn connect_alone_to(&self, host: &tokio_postgres::Config) -> Result<Dedicated, ConnectError> {
-        let connection = match &self.tls {
+        let mut connection = match &self.tls {
             None => {
                 let (client, connection) = host.connect(NoTls).await?;
                 Dedicated::new(client, connection, &self.tracker)
@@ -186,7 +187,11 @@ impl Target {
             }
         };
         let recovering = connection.client.query_one("SELECT pg_is_in_recovery()", &[]).await?;
-        if recovering.get(0) { Err(ConnectError::Standby) } else { Ok(connection) }
+        if recovering.get(0) {
+            return Err(ConnectError::Standby);
+        }
+        connection.run = connection.client.query_one(SERVER_RUN, &[]).await?.get("run");
+        Ok(connection)
     }
 
     async fn connect_to(&self, host: &tokio_postgres::Config) -> Result<Session, ConnectError> {

@@ -12,6 +12,8 @@ pub struct Dedicated {
     pub client: tokio_postgres::Client,
     /// What its driver has seen.
     pub seen: Arc<Seen>,
+    /// The run of the server that it leads to, as `watch::SERVER_RUN` says.
+    pub run: String,
     _ends: Ends,
 }
 
@@ -27,7 +29,7 @@ impl Dedicated {
         S: tokio_postgres::tls::TlsStream + Unpin + Send + 'static,
     {
         let (seen, ends) = drive(connection, tracker);
-        Self { client, seen, _ends: ends }
+        Self { client, seen, run: String::new(), _ends: ends }
     }
 
     /// Begins a transaction.

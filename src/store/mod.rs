@@ -3,6 +3,7 @@
 //! Everything above asks for a named transaction or a named read, with a deadline, and is told honestly how it ended.
 
 pub mod connect;
+mod copy;
 pub mod deadline;
 mod dedicated;
 mod fixed;
@@ -15,6 +16,7 @@ mod transact;
 mod verdict;
 pub mod watch;
 
+pub use copy::{Columns, CopiedRows};
 pub use deadline::Deadline;
 pub use dedicated::Dedicated;
 pub use diesel_async::AsyncPgConnection as Connection;

@@ -127,6 +127,7 @@ diesel::table! {
         last_recorded_at -> Nullable<Timestamptz>,
         leased_until -> Timestamptz,
         closed_at -> Nullable<Timestamptz>,
+        edge -> Bytea,
     }
 }
 
@@ -136,6 +137,7 @@ diesel::table! {
         level -> Int4,
         index -> Int8,
         hash -> Bytea,
+        children -> Nullable<Bytea>,
     }
 }
 
@@ -173,6 +175,26 @@ diesel::table! {
         root -> Bytea,
         note -> Text,
         at -> Timestamptz,
+        edge -> Nullable<Bytea>,
+    }
+}
+
+diesel::table! {
+    sidekeep.audit_verified (stream) {
+        stream -> Int4,
+        blocks -> Int8,
+        edge -> Bytea,
+        again -> Int8,
+        at -> Timestamptz,
+        mac -> Bytea,
+    }
+}
+
+diesel::table! {
+    sidekeep.audit_publications (destination) {
+        destination -> Text,
+        size -> Int8,
+        at -> Timestamptz,
     }
 }
 
@@ -190,6 +212,19 @@ diesel::table! {
         holder -> Nullable<Text>,
         counts -> Nullable<Jsonb>,
         error -> Nullable<Text>,
+        asked -> Nullable<Jsonb>,
+    }
+}
+
+diesel::table! {
+    sidekeep.subject_erasures (subject_id) {
+        subject_id -> Int8,
+        erased_at -> Timestamptz,
+        reason -> Text,
+        entry_id -> Text,
+        certificate_id -> Text,
+        certificate -> Jsonb,
+        note_sealed -> Nullable<Bytea>,
     }
 }
 

@@ -55,7 +55,15 @@ pub struct Server {
     /// How many standbys a commit may wait for are connected. A role that is not told which they are counts them all.
     #[diesel(sql_type = Int8)]
     pub synchronous_standbys: i64,
+    /// As [`SERVER_RUN`] says.
+    #[diesel(sql_type = Text)]
+    pub run: String,
 }
+
+/// SQL that names one run of one server with one database: another one may have another history, because it was restored or
+/// is a replica that was promoted. A server is never left and come back to within a run.
+pub const SERVER_RUN: &str = "SELECT pg_postmaster_start_time()::text || ' ' || oid AS run FROM pg_database \
+    WHERE datname = current_database()";
 
 impl Watch {
     /// The last look, if there was one.
@@ -114,7 +122,8 @@ const LOOK: &str = "SELECT current_setting('server_version_num') AS version, pg_
     current_setting('transaction_read_only')::bool AS read_only, \
     current_setting('synchronous_standby_names') AS synchronous_standby_names, \
     (SELECT count(*) FROM pg_stat_replication WHERE coalesce(sync_state IN ('sync', 'quorum'), true)) \
-    AS synchronous_standbys";
+    AS synchronous_standbys, \
+    (SELECT pg_postmaster_start_time()::text || ' ' || oid FROM pg_database WHERE datname = current_database()) AS run";
 
 impl Store {
     /// Looks at the server again and again until the end of the daemon.

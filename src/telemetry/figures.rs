@@ -26,6 +26,26 @@ pub const JOB_RUNS: &str = "sidekeep_job_runs_total";
 pub const JOB_DURATION: &str = "sidekeep_job_duration_seconds";
 /// How long ago the last run of a job ended, by `job`.
 pub const JOB_AGE: &str = "sidekeep_job_age_seconds";
+/// How many requests wait for the writers of the audit log.
+pub const AUDIT_QUEUE: &str = "sidekeep_audit_queue";
+/// How many entries were staged with changes and are not in the audit log yet, in the whole database.
+pub const AUDIT_STAGED: &str = "sidekeep_audit_staged";
+/// How long the oldest of them has waited.
+pub const AUDIT_STAGED_AGE: &str = "sidekeep_audit_staged_age_seconds";
+/// How the audit log stands to its publication, by `state`: 1 for the one that it is.
+pub const PUBLICATION: &str = "sidekeep_publication";
+/// How many heads the newest published checkpoint covers.
+pub const PUBLISHED_HEADS: &str = "sidekeep_published_heads";
+/// How old the newest published checkpoint is.
+pub const PUBLICATION_AGE: &str = "sidekeep_publication_age_seconds";
+/// Checkpoints that this daemon has published.
+pub const PUBLICATIONS: &str = "sidekeep_publications_total";
+/// Streams whose loss this daemon has declared.
+pub const AUDIT_GAPS: &str = "sidekeep_audit_gaps_total";
+/// How long ago the last verification ended that found the audit log intact.
+pub const VERIFIED_AGE: &str = "sidekeep_verified_age_seconds";
+/// Up to how many entries.
+pub const VERIFIED_ENTRIES: &str = "sidekeep_verified_entries";
 /// Always 1, with the `version` that runs.
 pub const BUILD_INFO: &str = "sidekeep_build_info";
 
@@ -59,6 +79,16 @@ fn describe() {
     describe_counter!(JOB_RUNS, "Runs of jobs that ended here, by job and outcome.");
     describe_histogram!(JOB_DURATION, Unit::Seconds, "How long runs of jobs took, by job.");
     describe_gauge!(JOB_AGE, Unit::Seconds, "How long ago the last run of a job ended, by job.");
+    describe_gauge!(AUDIT_QUEUE, "Requests that wait for the writers of the audit log.");
+    describe_gauge!(AUDIT_STAGED, "Entries that were staged with changes and are not in the audit log yet.");
+    describe_gauge!(AUDIT_STAGED_AGE, Unit::Seconds, "How long the oldest staged entry has waited.");
+    describe_gauge!(PUBLICATION, "1 for the state in which the audit log is to its publication.");
+    describe_gauge!(PUBLISHED_HEADS, "How many heads the newest published checkpoint covers.");
+    describe_gauge!(PUBLICATION_AGE, Unit::Seconds, "How old the newest published checkpoint is.");
+    describe_counter!(PUBLICATIONS, "Checkpoints that this daemon has published.");
+    describe_counter!(AUDIT_GAPS, "Streams whose loss this daemon has declared.");
+    describe_gauge!(VERIFIED_AGE, Unit::Seconds, "How long ago the audit log was last found intact.");
+    describe_gauge!(VERIFIED_ENTRIES, "Up to how many entries the audit log is verified.");
     describe_gauge!(BUILD_INFO, "Always 1; the version that runs.");
     gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
 }

@@ -13,17 +13,24 @@
 )]
 
 mod access;
+mod append_faults;
+mod append_faults_clock;
+mod append_faults_data;
+mod append_faults_load;
 mod audit;
+mod audit_contract;
 mod bad_input;
 mod commands;
 mod dev;
 mod discover;
 mod faults;
+mod gap;
 mod jobs;
 mod keys;
 mod limits;
 mod outcome;
 mod protocol;
+mod publication;
 mod readme;
 mod records;
 mod schema;
@@ -33,3 +40,4 @@ mod shutdown;
 mod support;
 mod system;
 mod tls;
+mod verification;

@@ -89,9 +89,9 @@ fn the_daemons_role_can_do_no_more_than_it_needs() {
     ));
     assert_eq!(
         grants,
-        "__diesel_schema_migrations:r audit_checkpoints:ra audit_heads:ra audit_logs:ra audit_nodes:ra audit_staged:rad \
-         audit_streams:raw consent_records:ra conversation_messages:rad conversations:rawd deployment:ra job_runs:rawd \
-         schema_compatibility:r subjects:ra user_preferences:rawd user_profiles:rawd"
+        "__diesel_schema_migrations:r audit_checkpoints:ra audit_heads:ra audit_logs:ra audit_nodes:ra audit_publications:raw audit_staged:rad \
+         audit_streams:raw audit_verified:raw consent_records:rad conversation_messages:rad conversations:rawd deployment:ra job_runs:rawd \
+         schema_compatibility:r subject_erasures:ra subjects:rad user_preferences:rawd user_profiles:rawd"
     );
     let role = world.sql("SELECT rolsuper, rolcreaterole, rolcreatedb, rolbypassrls FROM pg_roles WHERE rolname = 'sidekeep_app'");
     assert_eq!(role, "f|f|f|f");

@@ -51,6 +51,20 @@ fn health_and_status_say_how_the_daemon_is() {
     assert_eq!(status["connections"], json!({ "open": 1, "max": 10_000 }));
     assert_eq!(status["calls"], json!({ "in_flight": 0, "max": 4096, "draining": false }));
     assert_eq!(status["pool"]["max"], 8);
+    assert_eq!(status["queue"], json!({ "waiting": 0, "max": 16_384 }));
+    let receipt = daemon.ok("audit.append", json!({ "action": "x" }));
+    let written = wait_for("the stream", || {
+        let streams = daemon.ok("system.status", json!({}))["streams"].clone();
+        streams.as_array().unwrap().iter().find(|stream| stream["stream"] == receipt["stream"]).cloned()
+    });
+    assert_eq!((&written["size"], &written["epoch"]), (&json!(1), &json!(1)));
+    let until = world.sql("SELECT leased_until > now() FROM audit_streams WHERE size = 1");
+    assert!(until == "t" && written["leased_until"].is_string(), "{written}");
+    wait_for("a look at what is staged", || {
+        let lag = daemon.ok("system.status", json!({}))["lag"].clone();
+        (lag["staged"] == 0 && lag["oldest_seconds"] == 0.0 && lag["age_seconds"].as_u64()? < 60)
+            .then_some(())
+    });
     assert!(status["database"]["version"].as_str().unwrap().parse::<u32>().unwrap() >= 140_000, "{status}");
     assert_eq!(status["database"]["in_recovery"], false);
     assert_eq!(status["kek_ids"].as_array().unwrap().len(), 1);

@@ -1,16 +1,20 @@
 //! `audit.*`.
 
+use std::time::Duration;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{About, Methods};
+use super::{About, Methods, error};
 use crate::audit::entry::Append;
 use crate::audit::prove::Between;
 use crate::audit::read::{Query, Tail, Which};
-use crate::audit::verify::Range;
+use crate::audit::verify::{Range, Report};
 use crate::audit::{APPEND_MANY, Receipt};
 use crate::clock::Timestamp;
+use crate::config::Period;
 use crate::error::{Error, Result};
+use crate::jobs::{Answered, JobRun};
 use crate::rpc::call::Call;
 use crate::rpc::params::None;
 
@@ -101,8 +105,10 @@ pub(super) fn add(methods: &mut Methods) {
             )
         },
         |call, tail: Tail| async move {
-            let max = call.app.config.limits.max_answer_bytes.bytes();
-            call.app.records.log().tail(&call.by, &tail, max).await
+            let (log, max) = (call.app.records.log(), call.app.config.limits.max_answer_bytes.bytes());
+            log.begin_tail(&call.by, &tail).await?;
+            call.calls.enter_begun(&call.by).await?;
+            log.tail(&call.by, &tail, max).await
         },
     );
 }
@@ -172,13 +178,55 @@ fn add_proofs(methods: &mut Methods) {
         },
     );
     methods.add(
-        About::entered(
-            "audit.verify",
-            "Verifies the log: leaves from their columns, roots at every head, seals and signatures. Tells all breaks.",
-            ("{}", r#"{"verdict":"intact","entries":12,"erased_subjects":0,"gaps":0,"breaks":[]}"#),
-        ),
-        |call, range: Range| async move { call.app.records.log().verify(range, &call.by.deadline).await },
+        About {
+            errors: &[error::CONFLICT, error::FORBIDDEN, error::OVERLOADED, error::UNAVAILABLE],
+            ..About::entered(
+                "audit.verify",
+                "Verifies the log: leaves from their columns, roots at every head, seals and signatures, persons and consents. \
+                 Tells all breaks. Answers when it is done, or after `wait` with the run to follow in job.history.",
+                (
+                    "{}",
+                    r#"{"verdict":"intact","entries":12,"erased_subjects":0,"gaps":0,"breaks":[],"more_breaks":0}"#,
+                ),
+            )
+        },
+        |call, asked: Verify| async move { verify(&call, asked).await },
     );
+}
+
+/// Without `wait`, an answer comes within this.
+const WAIT: Duration = Duration::from_secs(20);
+
+/// Parameters of `audit.verify`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Verify {
+    /// Only what was appended at this time or later, and what leads from it to the present heads.
+    from: Option<Timestamp>,
+    /// Only what was appended before this time.
+    to: Option<Timestamp>,
+    /// How long to wait for the end, as in "20s", which is the default; what takes longer goes on.
+    wait: Option<Period>,
+}
+
+/// What `audit.verify` answers.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[serde(untagged)]
+enum Verified {
+    /// It is done.
+    Done(#[schemars(with = "Report")] serde_json::Value),
+    /// It goes on; `counts` of the run will be the report.
+    Running(JobRun),
+}
+
+async fn verify(call: &Call, asked: Verify) -> Result<Verified> {
+    let wait = asked.wait.map_or(WAIT, Period::duration);
+    let range = Range { from: asked.from, to: asked.to };
+    let range = serde_json::to_value(range).map_err(Error::internal)?;
+    match call.calls.jobs().ask("audit.verify", &range, wait, &call.by.deadline).await? {
+        Answered::Done(report) => Ok(Verified::Done(report)),
+        Answered::Running(run) => Ok(Verified::Running(run)),
+    }
 }
 
 /// Looks at what is given before anything is waited for, so that a call that waits has no room for it twice.

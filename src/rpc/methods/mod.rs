@@ -9,6 +9,8 @@ mod profile;
 mod rpc;
 mod system;
 
+pub(super) use system::Found;
+
 use std::collections::HashMap;
 
 use futures_util::FutureExt;

@@ -1,13 +1,17 @@
 //! `system.*`: how the daemon is. Answered from what is known, without asking PostgreSQL.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use super::{About, Methods};
 use crate::app::State;
+use crate::audit::Leased;
+use crate::audit::publication::{self, Standing};
 use crate::config::{LogLevel, Period};
 use crate::error::{Error, Result};
 use crate::jobs::{JOBS, Job, JobRun, RunState};
@@ -28,6 +32,37 @@ enum Status {
     /// Calls that need PostgreSQL are refused.
     Unavailable,
 }
+
+/// What `system.health` answers, as it was found a moment ago at the most: looking costs more than answering, and whoever asks a
+/// hundred thousand times a second is not to pay for each.
+#[derive(Debug)]
+pub(in crate::rpc) struct Found {
+    at: Instant,
+    draining: bool,
+    health: Health,
+}
+
+/// The same, shared by those who ask in that moment.
+struct Recent(Arc<Found>);
+
+impl Serialize for Recent {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        self.0.health.serialize(serializer)
+    }
+}
+
+impl JsonSchema for Recent {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        Health::schema_name()
+    }
+
+    fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        Health::json_schema(generator)
+    }
+}
+
+/// How long what was found is true enough.
+const MOMENT: Duration = Duration::from_millis(5);
 
 /// One thing that was looked at.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
@@ -62,12 +97,20 @@ struct Report {
     connections: ConnectionsReport,
     /// Calls.
     calls: CallsReport,
-    /// How many requests wait for the writers of the audit log.
-    audit_queue: usize,
+    /// The streams of the audit log that this daemon writes at present; it leases one when it first has an entry.
+    streams: Vec<Leased>,
+    /// Requests that wait for the writers of the audit log.
+    queue: QueueReport,
+    /// What was written with changes, and is not in the audit log yet.
+    lag: LagReport,
     /// Connections to PostgreSQL.
     pool: PoolReport,
     /// What PostgreSQL last said of itself.
     database: DatabaseReport,
+    /// How the audit log stands to what was published of it.
+    publication: publication::Report,
+    /// How far the audit log is verified.
+    verification: VerificationReport,
     /// What each job ran last, by its name.
     jobs: BTreeMap<&'static str, JobReport>,
     /// The ids of the key-encryption keys, the active one first.
@@ -98,6 +141,26 @@ struct CallsReport {
     draining: bool,
 }
 
+/// Requests that wait for the writers.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+struct QueueReport {
+    /// How many wait.
+    waiting: usize,
+    /// How many may.
+    max: usize,
+}
+
+/// How far the log is behind the records, in the whole database.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+struct LagReport {
+    /// How many entries wait.
+    staged: Option<i64>,
+    /// How long the oldest has waited.
+    oldest_seconds: Option<f64>,
+    /// How long ago it was looked.
+    age_seconds: Option<u64>,
+}
+
 /// The pool.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 struct PoolReport {
@@ -124,6 +187,15 @@ struct DatabaseReport {
     synchronous_standbys: Option<i64>,
     /// How long ago it was asked.
     age_seconds: Option<u64>,
+}
+
+/// The verification of the audit log.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+struct VerificationReport {
+    /// How long ago the last one ended that found the log intact.
+    age_seconds: Option<u64>,
+    /// Up to how many entries.
+    entries: Option<u64>,
 }
 
 /// A job.
@@ -169,15 +241,15 @@ pub(super) fn add(methods: &mut Methods) {
         About::own(
             "system.health",
             "Whether calls can be answered, and why not. Answers at once, however busy the daemon is.",
-            ("{}", r#"{"status":"ok","checks":{"database":{"status":"ok","message":null},"drain":{"status":"ok","message":null},"jobs":{"status":"ok","message":null}}}"#),
+            ("{}", r#"{"status":"ok","checks":{"database":{"status":"ok","message":null},"drain":{"status":"ok","message":null},"jobs":{"status":"ok","message":null},"publication":{"status":"ok","message":null}}}"#),
         ),
-        |call, _: None| async move { Ok(health(&call)) },
+        |call, _: None| std::future::ready(Ok(recent_health(&call))),
     );
     methods.add(
         About::own(
             "system.status",
             "Version, uptime, calls, pool and what PostgreSQL last said of itself.",
-            ("{}", r#"{"version":"0.1.0","deployment":"sidekeep","uptime_seconds":12,"health":{"status":"ok","checks":{"database":{"status":"ok","message":null},"drain":{"status":"ok","message":null},"jobs":{"status":"ok","message":null}}},"connections":{"open":1,"max":10000},"calls":{"in_flight":0,"max":4096,"draining":false},"audit_queue":0,"pool":{"max":8,"open":1,"free":1,"waiting":0},"database":{"version":"150018","in_recovery":false,"synchronous_standby_names":"","synchronous_standbys":0,"age_seconds":1},"jobs":{},"kek_ids":["6c1b9f0d2a7e4835"],"log_level":"info","reload_error":null}"#),
+            ("{}", r#"{"version":"0.1.0","deployment":"sidekeep","uptime_seconds":12,"health":{"status":"ok","checks":{"database":{"status":"ok","message":null},"drain":{"status":"ok","message":null},"jobs":{"status":"ok","message":null},"publication":{"status":"ok","message":null}}},"connections":{"open":1,"max":10000},"calls":{"in_flight":0,"max":4096,"draining":false},"streams":[{"stream":0,"size":42,"epoch":1,"leased_until":"2026-11-20T19:55:15.000000Z"}],"queue":{"waiting":0,"max":16384},"lag":{"staged":0,"oldest_seconds":0.0,"age_seconds":1},"pool":{"max":8,"open":1,"free":1,"waiting":0},"database":{"version":"150018","in_recovery":false,"synchronous_standby_names":"","synchronous_standbys":0,"age_seconds":1},"publication":{"state":"whole","size":42,"at":"2026-11-20T19:55:00.000000Z","age_seconds":30,"message":null,"gaps":[]},"verification":{"age_seconds":600,"entries":4242},"jobs":{},"kek_ids":["6c1b9f0d2a7e4835"],"log_level":"info","reload_error":null}"#),
         ),
         |call, _: None| async move { Ok(report(&call)) },
     );
@@ -249,10 +321,30 @@ fn jobs(call: &Call) -> Check {
         .map(|job| job.name)
         .collect();
     if failed.is_empty() {
-        return Check { status: Status::Ok, message: Option::None };
+        let late = Job::find(VERIFY).is_ok_and(|job| call.calls.jobs().is_overdue(job));
+        let message = late.then(|| "the audit log was not verified in time; see job.history".into());
+        return Check { status: if late { Status::Degraded } else { Status::Ok }, message };
     }
     let message = format!("the last run failed of {}; see job.history", failed.join(", "));
     Check { status: Status::Degraded, message: Some(message) }
+}
+
+/// One that was not compared yet is well.
+fn publication(call: &Call) -> Check {
+    let message = call.app.records.log().publication().standing().message();
+    Check { status: if message.is_some() { Status::Degraded } else { Status::Ok }, message }
+}
+
+/// The job that verifies the log, and what it says of how far it came.
+const VERIFY: &str = "verify";
+
+fn verification(call: &Call) -> VerificationReport {
+    let last = call.calls.jobs().succeeded(VERIFY);
+    let counts = last.as_ref().and_then(|last| last.run.counts.as_ref());
+    VerificationReport {
+        age_seconds: last.as_ref().map(|last| last.age().as_secs()),
+        entries: counts.and_then(|counts| counts.get("reached")?.as_u64()),
+    }
 }
 
 fn job_reports(call: &Call) -> BTreeMap<&'static str, JobReport> {
@@ -269,13 +361,30 @@ fn job_reports(call: &Call) -> BTreeMap<&'static str, JobReport> {
     JOBS.iter().map(report).collect()
 }
 
+fn recent_health(call: &Call) -> Recent {
+    let (known, draining) = (call.calls.health(), call.calls.is_draining());
+    if let Some(found) =
+        known.load_full().filter(|found| found.draining == draining && found.at.elapsed() < MOMENT)
+    {
+        return Recent(found);
+    }
+    let found = Arc::new(Found { at: Instant::now(), draining, health: health(call) });
+    known.store(Some(found.clone()));
+    Recent(found)
+}
+
 fn health(call: &Call) -> Health {
     let draining = call.calls.is_draining();
     let drain = Check {
         status: if draining { Status::Unavailable } else { Status::Ok },
         message: draining.then(|| "this daemon is ending".into()),
     };
-    let checks = BTreeMap::from([("database", database(call)), ("drain", drain), ("jobs", jobs(call))]);
+    let checks = BTreeMap::from([
+        ("database", database(call)),
+        ("drain", drain),
+        ("jobs", jobs(call)),
+        ("publication", publication(call)),
+    ]);
     let has = |status| checks.values().any(|check| check.status == status);
     let status = if has(Status::Unavailable) {
         Status::Unavailable
@@ -285,6 +394,20 @@ fn health(call: &Call) -> Health {
         Status::Ok
     };
     Health { status, checks }
+}
+
+fn queue(call: &Call) -> QueueReport {
+    let (waiting, max) = call.app.records.log().waiting();
+    QueueReport { waiting, max }
+}
+
+fn lag(call: &Call) -> LagReport {
+    let lag = call.app.records.log().lag();
+    LagReport {
+        staged: lag.map(|(lag, _)| lag.entries),
+        oldest_seconds: lag.map(|(lag, _)| lag.seconds),
+        age_seconds: lag.map(|(_, age)| age.as_secs()),
+    }
 }
 
 fn report(call: &Call) -> Report {
@@ -306,7 +429,9 @@ fn report(call: &Call) -> Report {
             max: call.app.config.limits.calls,
             draining: call.calls.is_draining(),
         },
-        audit_queue: call.app.records.log().waiting(),
+        streams: call.app.records.log().leased(),
+        queue: queue(call),
+        lag: lag(call),
         pool: PoolReport { max: pool.max, open: pool.open, free: pool.free, waiting: pool.waiting },
         database: DatabaseReport {
             version: server.as_ref().map(|server| server.version.clone()),
@@ -315,6 +440,8 @@ fn report(call: &Call) -> Report {
             synchronous_standby_names: server.map(|server| server.synchronous_standby_names),
             age_seconds,
         },
+        publication: call.app.records.log().publication().report(),
+        verification: verification(call),
         jobs: job_reports(call),
         kek_ids: call.app.records.keyring().kek_ids().map(str::to_owned).collect(),
         log_level: call.app.telemetry.level(),
@@ -331,6 +458,28 @@ fn gauges(call: &Call) {
     metrics::gauge!(crate::telemetry::POOL_CONNECTIONS, "state" => "waiting").set(number(pool.waiting));
     metrics::gauge!(crate::telemetry::CONNECTIONS).set(number(call.calls.connections()));
     metrics::gauge!(crate::telemetry::CALLS_IN_FLIGHT).set(number(call.calls.in_flight()));
+    metrics::gauge!(crate::telemetry::AUDIT_QUEUE).set(number(call.app.records.log().waiting().0));
+    if let Some((lag, _)) = call.app.records.log().lag() {
+        let entries = usize::try_from(lag.entries).unwrap_or_default();
+        metrics::gauge!(crate::telemetry::AUDIT_STAGED).set(number(entries));
+        metrics::gauge!(crate::telemetry::AUDIT_STAGED_AGE).set(lag.seconds);
+    }
+    let publication = call.app.records.log().publication().report();
+    for state in Standing::WORDS {
+        let is = if publication.state == state { 1.0 } else { 0.0 };
+        metrics::gauge!(crate::telemetry::PUBLICATION, "state" => state).set(is);
+    }
+    if let (Some(size), Some(age)) = (publication.size, publication.age_seconds) {
+        let size = f64::from(u32::try_from(size).unwrap_or(u32::MAX));
+        metrics::gauge!(crate::telemetry::PUBLISHED_HEADS).set(size);
+        metrics::gauge!(crate::telemetry::PUBLICATION_AGE).set(Duration::from_secs(age).as_secs_f64());
+    }
+    let verified = verification(call);
+    if let (Some(age), Some(entries)) = (verified.age_seconds, verified.entries) {
+        metrics::gauge!(crate::telemetry::VERIFIED_AGE).set(Duration::from_secs(age).as_secs_f64());
+        let entries = f64::from(u32::try_from(entries).unwrap_or(u32::MAX));
+        metrics::gauge!(crate::telemetry::VERIFIED_ENTRIES).set(entries);
+    }
     for (name, last) in call.calls.jobs().ended() {
         metrics::gauge!(crate::telemetry::JOB_AGE, "job" => name).set(last.age().as_secs_f64());
     }

@@ -104,6 +104,13 @@ impl Client {
         }
     }
 
+    /// The next answer as it was sent.
+    pub fn raw_line(&mut self) -> String {
+        let mut line = String::new();
+        self.stream.read_line(&mut line).unwrap();
+        line
+    }
+
     /// Sends bytes, ends the input, and reads everything that is answered.
     pub fn exchange(mut self, bytes: &[u8]) -> Vec<Value> {
         self.send(bytes);

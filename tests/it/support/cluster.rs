@@ -1,5 +1,6 @@
 //! PostgreSQL for the tests: one cluster for all, and others for tests that hurt theirs.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -21,6 +22,8 @@ pub struct Cluster {
     /// Where it is reached, with `USER` and `DATABASE` to be replaced.
     url: String,
     settings: Vec<(String, String)>,
+    /// How far off its clock is, and the programs that go by it.
+    clock: Option<tempfile::TempDir>,
     path: PathBuf,
     made: AtomicU32,
     _directory: Option<tempfile::TempDir>,
@@ -34,7 +37,7 @@ impl Cluster {
             sweep();
             // A static is never dropped: PostgreSQL ends with the process, and the next run sweeps the folder.
             let directory = tempfile::Builder::new().prefix(PREFIX).tempdir().unwrap().keep();
-            Self::start_in(&directory, &[("max_connections", "400")], None)
+            Self::start_in(&directory, &[("max_connections", "400")], None, None)
         })
     }
 
@@ -42,20 +45,76 @@ impl Cluster {
     pub fn own(settings: &[(&str, &str)]) -> Self {
         let directory = tempfile::Builder::new().prefix(PREFIX).tempdir().unwrap();
         let path = directory.path().to_path_buf();
-        Self::start_in(&path, settings, Some(directory))
+        Self::start_in(&path, settings, None, Some(directory))
     }
 
-    fn start_in(path: &Path, settings: &[(&str, &str)], directory: Option<tempfile::TempDir>) -> Self {
-        let private = Private::start(path, Options { sync: false, settings, binaries: None }).unwrap();
+    /// One whose clock can be set.
+    pub fn with_clock() -> Self {
+        let directory = tempfile::Builder::new().prefix(PREFIX).tempdir().unwrap();
+        let path = directory.path().to_path_buf();
+        Self::start_in(&path, &[], Some(fake_clock()), Some(directory))
+    }
+
+    /// Sets the clock of one that has its own so many seconds ahead of this host's.
+    pub fn set_clock(&self, ahead: i64) {
+        let off = self.clock.as_ref().unwrap().path().join("off");
+        // At once: whoever reads it sees the old or the new.
+        std::fs::write(off.with_extension("new"), format!("{ahead:+}")).unwrap();
+        std::fs::rename(off.with_extension("new"), off).unwrap();
+    }
+
+    fn start_in(
+        path: &Path,
+        settings: &[(&str, &str)],
+        clock: Option<tempfile::TempDir>,
+        directory: Option<tempfile::TempDir>,
+    ) -> Self {
+        let binaries = clock.as_ref().map(|clock| clock.path().join("bin"));
+        let options = Options { sync: false, settings, binaries: binaries.as_deref() };
+        let private = Private::start(path, options).unwrap();
         private.provision(migrations::APP_ROLE, TEMPLATE).unwrap();
         migrate(&private.url(SUPERUSER, TEMPLATE));
         Self {
             url: private.url("USER", "DATABASE"),
             settings: settings.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect(),
+            clock,
             path: path.to_owned(),
             private: Mutex::new(Some(private)),
             made: AtomicU32::new(0),
             _directory: directory,
+        }
+    }
+
+    /// A standby that streams from this one, and is down yet. It is up when it was promoted.
+    pub fn standby(&self) -> Self {
+        let directory = tempfile::Builder::new().prefix(PREFIX).tempdir().unwrap();
+        let path = directory.path().to_path_buf();
+        let home = path.join("postgres");
+        std::fs::create_dir(&home).unwrap();
+        let source = self.socket_directory();
+        let version = std::fs::read_to_string(self.data().join("PG_VERSION")).unwrap();
+        let program = format!("/usr/lib/postgresql/{}/bin/pg_basebackup", version.trim());
+        let done = Command::new(program)
+            .args(["-D", home.join("data").to_str().unwrap(), "-h", source.to_str().unwrap()])
+            .args(["-U", SUPERUSER, "-R", "-X", "stream", "-c", "fast", "--no-sync"])
+            .output()
+            .unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        // As the server's own directory is, down to its data.
+        for (to, like) in [(&home, &source), (&home.join("data"), &self.data())] {
+            let like = std::fs::metadata(like).unwrap();
+            std::fs::set_permissions(to, like.permissions()).unwrap();
+            let owner = format!("{}:{}", like.uid(), like.gid());
+            assert!(Command::new("chown").arg("-R").arg(owner).arg(to).status().unwrap().success());
+        }
+        Self {
+            url: self.url.replace(source.to_str().unwrap(), home.to_str().unwrap()),
+            private: Mutex::new(None),
+            settings: self.settings.clone(),
+            clock: None,
+            path,
+            made: AtomicU32::new(0),
+            _directory: Some(directory),
         }
     }
 
@@ -88,7 +147,8 @@ impl Cluster {
     /// Starts the server again, and returns when it is ready.
     pub fn up(&self) {
         let settings: Vec<_> = self.settings.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
-        let options = Options { sync: false, settings: &settings, binaries: None };
+        let binaries = self.clock.as_ref().map(|clock| clock.path().join("bin"));
+        let options = Options { sync: false, settings: &settings, binaries: binaries.as_deref() };
         *self.private.lock().unwrap() = Some(Private::start(&self.path, options).unwrap());
     }
 
@@ -143,6 +203,46 @@ fn children(parent: Pid) -> Vec<Pid> {
     let all = std::fs::read_dir("/proc").unwrap().flatten();
     let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     pids.filter(|pid| of(*pid) == Some(parent.as_raw())).map(Pid::from_raw).collect()
+}
+
+/// Debian's library that gives a process another clock.
+pub fn libfaketime() -> PathBuf {
+    let found = std::fs::read_dir("/usr/lib")
+        .unwrap()
+        .flatten()
+        .map(|entry| entry.path().join("faketime/libfaketimeMT.so.1"))
+        .find(|path| path.exists());
+    found.expect("libfaketime, of Debian's package faketime")
+}
+
+/// PostgreSQL's programs, of which the server goes by a clock that a file beside them says.
+fn fake_clock() -> tempfile::TempDir {
+    use std::os::unix::fs::PermissionsExt;
+    let real = std::fs::read_dir("/usr/lib/postgresql").unwrap().flatten();
+    let mut real: Vec<PathBuf> =
+        real.map(|entry| entry.path().join("bin")).filter(|bin| bin.join("initdb").exists()).collect();
+    real.sort();
+    let real = real.pop().expect("PostgreSQL, of Debian's package");
+    let clock = tempfile::Builder::new().prefix("sc").tempdir().unwrap();
+    std::fs::set_permissions(clock.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let (binaries, off) = (clock.path().join("bin"), clock.path().join("off"));
+    std::fs::write(&off, "+0").unwrap();
+    std::fs::create_dir(&binaries).unwrap();
+    for entry in std::fs::read_dir(&real).unwrap().flatten() {
+        std::os::unix::fs::symlink(entry.path(), binaries.join(entry.file_name())).unwrap();
+    }
+    let postgres = binaries.join("postgres");
+    std::fs::remove_file(&postgres).unwrap();
+    let script = format!(
+        "#!/bin/sh\nexport LD_PRELOAD={} FAKETIME_TIMESTAMP_FILE={} FAKETIME_NO_CACHE=1 FAKETIME_DONT_FAKE_MONOTONIC=1\n\
+         exec {} \"$@\"\n",
+        libfaketime().display(),
+        off.display(),
+        real.join("postgres").display()
+    );
+    std::fs::write(&postgres, script).unwrap();
+    std::fs::set_permissions(&postgres, std::fs::Permissions::from_mode(0o755)).unwrap();
+    clock
 }
 
 /// Applies the migrations as `sidekeep migrate` does.

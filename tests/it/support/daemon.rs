@@ -125,6 +125,17 @@ impl World {
         Some(daemon)
     }
 
+    /// Starts a daemon whose clock is so far off, as in `+1h`.
+    pub fn start_with_clock(&self, off: &str, more: &str) -> Daemon {
+        let (config, socket) = self.configure(more);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sidekeep"));
+        command.env("LD_PRELOAD", super::libfaketime()).env("FAKETIME", off);
+        command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+        let daemon = Daemon::run(command, &config, &socket);
+        daemon.wait_ready();
+        daemon
+    }
+
     /// A query as the owner of the tables.
     pub fn sql(&self, query: &str) -> String {
         sql(&self.owner_url, query)

@@ -1,5 +1,6 @@
 //! What the tests share: a real PostgreSQL, daemons as processes, and clients that speak to their sockets.
 
+pub mod appends;
 mod client;
 mod cluster;
 mod daemon;
@@ -12,7 +13,7 @@ mod psql;
 mod session;
 
 pub use client::{Answer, Client, RpcError, read};
-pub use cluster::{Cluster, migrate, sql};
+pub use cluster::{Cluster, libfaketime, migrate, sql};
 pub use daemon::{Daemon, World, sidekeep};
 pub use proxy::{Fault, Proxy};
 pub use psql::Psql;

@@ -3,7 +3,7 @@
 //!
 //! It reads the protocol's messages (PostgreSQL's manual, chapter 55), and changes none.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -34,12 +34,15 @@ impl Fault {
 /// What to look for.
 struct Trap {
     what: Box<dyn Fn(&str) -> bool + Send>,
+    /// What the same connection must have sent just before.
+    after: Option<&'static str>,
     fault: Fault,
 }
 
 #[derive(Default)]
 struct State {
-    trap: Option<Trap>,
+    /// The first of them is set; the others follow.
+    traps: VecDeque<Trap>,
     sprung: u32,
 }
 
@@ -76,7 +79,19 @@ impl Proxy {
 
     /// Lets this happen at the next statement that is such a one; once.
     pub fn fail(&self, fault: Fault, what: impl Fn(&str) -> bool + Send + 'static) {
-        self.state.lock().unwrap().trap = Some(Trap { what: Box::new(what), fault });
+        self.state.lock().unwrap().traps.clear();
+        self.then_fail(fault, what);
+    }
+
+    /// Lets this happen at such a statement after everything that is still to happen.
+    pub fn then_fail(&self, fault: Fault, what: impl Fn(&str) -> bool + Send + 'static) {
+        self.state.lock().unwrap().traps.push_back(Trap { what: Box::new(what), after: None, fault });
+    }
+
+    /// As [`Proxy::then_fail`], at the COMMIT of a transaction whose last statement has this in it.
+    pub fn then_fail_commit(&self, fault: Fault, after: &'static str) {
+        let what = Box::new(|sql: &str| sql == "COMMIT");
+        self.state.lock().unwrap().traps.push_back(Trap { what, after: Some(after), fault });
     }
 
     /// How often it happened.
@@ -86,12 +101,12 @@ impl Proxy {
 }
 
 impl State {
-    fn spring(&mut self, statement: &str) -> Option<Fault> {
-        if !self.trap.as_ref().is_some_and(|trap| (trap.what)(statement)) {
-            return None;
-        }
+    fn spring(&mut self, statement: &str, last: &str) -> Option<Fault> {
+        let sprung =
+            |trap: &mut Trap| (trap.what)(statement) && trap.after.is_none_or(|after| last.contains(after));
+        let trap = self.traps.pop_front_if(sprung)?;
         self.sprung += 1;
-        self.trap.take().map(|trap| trap.fault)
+        Some(trap.fault)
     }
 }
 
@@ -124,7 +139,7 @@ fn requests(
     fate: &Fate,
 ) -> std::io::Result<()> {
     server.write_all(&body(client)?)?;
-    let mut prepared = HashMap::new();
+    let (mut prepared, mut last) = (HashMap::new(), String::new());
     loop {
         let message = message(client)?;
         let mut text =
@@ -139,8 +154,11 @@ fn requests(
             b'B' => prepared.get(&text.nth(1).unwrap()).cloned(),
             _ => None,
         };
-        if let Some(fault) = statement.and_then(|statement| state.lock().unwrap().spring(&statement)) {
-            *fate.lock().unwrap() = Some(fault);
+        if let Some(statement) = statement {
+            if let Some(fault) = state.lock().unwrap().spring(&statement, &last) {
+                *fate.lock().unwrap() = Some(fault);
+            }
+            last = statement;
         }
         let fault = *fate.lock().unwrap();
         match fault {

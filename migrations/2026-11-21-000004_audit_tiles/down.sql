@@ -1,0 +1,11 @@
+ALTER TABLE audit_checkpoints DROP COLUMN edge;
+ALTER TABLE audit_streams RESET (toast_tuple_target);
+ALTER TABLE audit_streams DROP COLUMN edge;
+ALTER TABLE audit_nodes DISABLE TRIGGER append_only;
+DELETE FROM audit_nodes WHERE level % 8 <> 0;
+ALTER TABLE audit_nodes ENABLE TRIGGER append_only;
+ALTER TABLE audit_nodes DROP COLUMN children;
+ALTER TABLE audit_nodes DROP CONSTRAINT audit_nodes_level_check;
+ALTER TABLE audit_nodes ADD CONSTRAINT audit_nodes_level_check CHECK (level > 0 AND level % 8 = 0);
+COMMENT ON TABLE audit_nodes IS 'Hashes of complete subtrees of 256, 65,536, … entries, so that a proof reads few rows. Stream -1 is the heads log.';
+COMMENT ON COLUMN audit_nodes.level IS 'clear: 8 for 256 leaves, 16 for 65,536, and so on';

@@ -1,0 +1,311 @@
+//! One pass over the log: sections are read side by side, each on a connection of its own, and hashed off the task that
+//! reads. Reads; judges nothing that is not in one section.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::Ordering;
+use std::sync::{Mutex, PoisonError};
+
+use chrono::{DateTime, Utc};
+use diesel::prelude::{ExpressionMethods, QueryDsl, QueryableByName, SelectableHelper};
+use diesel::sql_types::{Array, Bytea, Int4, Int8, Nullable};
+use diesel_async::RunQueryDsl;
+use futures_util::{Stream, StreamExt, stream};
+use tokio::sync::Semaphore;
+
+use super::findings::{Findings, at};
+use super::rows::{self, Entries};
+use super::section::{LEVEL, Mark, Outcome, Section, Steps, TileRow, Told};
+use super::{Digests, Range, witness};
+use crate::audit::growth::HEIGHT;
+use crate::audit::heads::{CheckpointRow, HeadRow};
+use crate::audit::log::Log;
+use crate::audit::merkle::{Hash, Node};
+use crate::audit::note::{self, VerifierKey};
+use crate::audit::refused::{away, late};
+use crate::audit::tree::Tree;
+use crate::error::{Error, Result};
+use crate::store::schema::{audit_checkpoints, audit_heads};
+use crate::store::{Deadline, Dedicated};
+
+/// So many leaves are looked at together: four blocks.
+const LENGTH: u64 = 4 << LEVEL;
+/// So many rows, or so many bytes of them, are hashed in one go.
+const ROWS: usize = 1024;
+const BYTES: usize = 1 << 20;
+/// So many sections are read side by side at the most, each on a connection of its own.
+const WIDE: usize = 4;
+
+/// What is looked at, and with what.
+pub(super) struct Pass<'a> {
+    pub(super) log: &'a Log,
+    pub(super) deadline: &'a Deadline,
+    pub(super) digests: Digests,
+    pub(super) range: Range,
+    pub(super) now: DateTime<Utc>,
+    /// Who was in the keyring when last looked; bounded.
+    pub(super) living: Mutex<HashSet<i64>>,
+    keys: Vec<VerifierKey>,
+    places: Semaphore,
+    idle: Mutex<Vec<Dedicated>>,
+}
+
+/// A section as it was found.
+#[derive(Debug)]
+pub(super) struct Piece {
+    pub(super) section: Section,
+    pub(super) outcome: Outcome,
+    /// The times of its first and its last row.
+    pub(super) times: Option<(DateTime<Utc>, DateTime<Utc>)>,
+}
+
+#[derive(QueryableByName)]
+struct NodeRow {
+    #[diesel(sql_type = Int4)]
+    level: i32,
+    #[diesel(sql_type = Int8)]
+    index: i64,
+    #[diesel(sql_type = Bytea)]
+    hash: Vec<u8>,
+    #[diesel(sql_type = Nullable<Bytea>)]
+    children: Option<Vec<u8>>,
+}
+
+impl NodeRow {
+    fn known(self) -> Option<(Node, TileRow)> {
+        let node = Node { level: u32::try_from(self.level).ok()?, index: u64::try_from(self.index).ok()? };
+        Some((node, TileRow { hash: self.hash, children: self.children }))
+    }
+}
+
+impl<'a> Pass<'a> {
+    pub(super) fn new(
+        log: &'a Log,
+        digests: Digests,
+        range: Range,
+        now: DateTime<Utc>,
+        deadline: &'a Deadline,
+    ) -> Self {
+        let key = |key: &crate::keyring::SigningKey| VerifierKey::new(log.keyring.deployment(), key.public());
+        Self {
+            keys: log.signers.iter().map(key).collect(),
+            places: Semaphore::new(width()),
+            idle: Mutex::default(),
+            living: Mutex::default(),
+            log,
+            deadline,
+            digests,
+            range,
+            now,
+        }
+    }
+
+    /// Looks at these leaves of a tree; the pieces come in order, and so many at once are under way.
+    pub(super) fn pieces(
+        &'a self,
+        tree: Tree,
+        leaves: std::ops::Range<u64>,
+        size: u64,
+    ) -> impl Stream<Item = Result<Piece>> + Send + 'a {
+        let step = usize::try_from(LENGTH).unwrap_or(usize::MAX);
+        let sections = (leaves.start..leaves.end).step_by(step).map(move |from| Section {
+            tree,
+            from,
+            to: from.saturating_add(LENGTH).min(leaves.end),
+            size,
+        });
+        stream::iter(sections).map(|section| self.look(section)).buffered(width())
+    }
+
+    async fn look(&self, section: Section) -> Result<Piece> {
+        let place = self.deadline.run(self.places.acquire()).await.map_err(|_| late())?;
+        let _place = place.map_err(Error::internal)?;
+        let piece = match section.tree {
+            Tree::Stream(stream) => self.entries(stream, section).await?,
+            Tree::Heads => self.heads(section).await?,
+        };
+        let leaves = section.to.saturating_sub(section.from);
+        self.log.verified.fetch_add(leaves, Ordering::Relaxed);
+        Ok(piece)
+    }
+
+    async fn entries(&self, stream: i32, section: Section) -> Result<Piece> {
+        let marks = self.marks(stream, &section).await?;
+        let told = Told { tiles: self.tiles_below(&section).await?, marks };
+        let connection = self.connection().await?;
+        let query = rows::query(stream, &section);
+        let mut copied =
+            self.deadline.run(connection.copy(&query)).await.map_err(|_| late())?.map_err(away)?;
+        let mut entries = Entries::new(stream, self.range, Steps::new(section, told));
+        let mut hashing: Option<tokio::task::JoinHandle<Entries>> = None;
+        loop {
+            let rows =
+                self.deadline.run(copied.next(ROWS, BYTES)).await.map_err(|_| late())?.map_err(away)?;
+            if let Some(hashed) = hashing.take() {
+                entries = hashed.await.map_err(Error::internal)?;
+            }
+            if rows.is_empty() {
+                break;
+            }
+            let mut taking = std::mem::replace(
+                &mut entries,
+                Entries::new(stream, self.range, Steps::new(section, Told::default())),
+            );
+            // The next rows are read meanwhile.
+            hashing = Some(self.log.store.tracker().spawn_blocking(move || {
+                taking.take(rows);
+                taking
+            }));
+        }
+        drop(copied);
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+        let Entries { steps, times, persons, claims, .. } = entries;
+        let mut outcome = steps.end();
+        witness::look(self, stream, (persons, claims), &mut outcome.findings).await?;
+        Ok(Piece { section, outcome, times })
+    }
+
+    async fn heads(&self, section: Section) -> Result<Piece> {
+        let number = |number: u64| i64::try_from(number).map_err(Error::internal);
+        let (from, to) = (number(section.from)?, number(section.to)?);
+        let (heads, checkpoints) = self
+            .log
+            .store
+            .snapshot(self.deadline, "audit.verify.heads", async |connection| {
+                let heads: Vec<HeadRow> = audit_heads::table
+                    .filter(audit_heads::index.ge(from))
+                    .filter(audit_heads::index.lt(to))
+                    .order(audit_heads::index)
+                    .select(HeadRow::as_select())
+                    .load(connection)
+                    .await?;
+                let checkpoints: Vec<CheckpointRow> = audit_checkpoints::table
+                    .filter(audit_checkpoints::size.gt(from))
+                    .filter(audit_checkpoints::size.le(to))
+                    .order(audit_checkpoints::size)
+                    .select(CheckpointRow::as_select())
+                    .load(connection)
+                    .await?;
+                Ok((heads, checkpoints))
+            })
+            .await?;
+        let mut findings = Findings::default();
+        let mut marks = Vec::with_capacity(checkpoints.len());
+        for checkpoint in checkpoints {
+            self.signature(section.tree, &checkpoint, &mut findings);
+            let size = u64::try_from(checkpoint.size).map_err(Error::internal)?;
+            marks.push(Mark { size, root: checkpoint.root });
+        }
+        let mut steps = Steps::new(section, Told { tiles: self.tiles_below(&section).await?, marks });
+        for head in heads {
+            if u64::try_from(head.index).is_ok_and(|index| steps.comes(index)) {
+                steps.leaf(head.head().map(|head| head.leaf()), &head.leaf_hash);
+            }
+        }
+        let mut outcome = steps.end();
+        outcome.findings.merge(findings);
+        Ok(Piece { section, outcome, times: None })
+    }
+
+    /// A daemon without a signing key leaves the signatures to those who have the public half.
+    fn signature(&self, tree: Tree, checkpoint: &CheckpointRow, findings: &mut Findings) {
+        let opened = note::open(&checkpoint.note, &self.keys);
+        let signed = opened.is_some_and(|opened| {
+            i64::try_from(opened.size) == Ok(checkpoint.size)
+                && opened.root.bytes().as_slice() == checkpoint.root
+        });
+        if !self.keys.is_empty() && !signed {
+            let expected = "a note over this root, signed by one of signing.key_files";
+            findings.add((tree.number(), checkpoint.size), "note", expected, checkpoint.note.clone());
+        }
+    }
+
+    /// The heads of a stream in a section.
+    async fn marks(&self, stream: i32, section: &Section) -> Result<Vec<Mark>> {
+        let number = |number: u64| i64::try_from(number).map_err(Error::internal);
+        let (from, to) = (number(section.from)?, number(section.to)?);
+        let heads: Vec<(i64, Vec<u8>)> = self
+            .log
+            .store
+            .single(self.deadline, "audit.verify.marks", async |connection| {
+                let heads = audit_heads::table
+                    .filter(audit_heads::stream.eq(stream))
+                    .filter(audit_heads::size.gt(from))
+                    .filter(audit_heads::size.le(to))
+                    .order(audit_heads::size)
+                    .select((audit_heads::size, audit_heads::root));
+                Ok(heads.load(connection).await?)
+            })
+            .await?;
+        let mark = |(size, root)| Some(Mark { size: u64::try_from(size).ok()?, root });
+        Ok(heads.into_iter().filter_map(mark).collect())
+    }
+
+    /// The tiles of a section up to the roots of its blocks.
+    async fn tiles_below(&self, section: &Section) -> Result<HashMap<Node, TileRow>> {
+        const TILES: &str = "SELECT n.level, n.index, n.hash, n.children \
+            FROM unnest($2::int[], $3::bigint[], $4::bigint[]) AS k (level, low, high), LATERAL ( \
+            SELECT * FROM sidekeep.audit_nodes n WHERE n.stream = $1 AND n.level = k.level \
+            AND n.index >= k.low AND n.index < k.high) AS n";
+        let levels: Vec<u32> = (1..=LEVEL / HEIGHT).map(|tier| tier.saturating_mul(HEIGHT)).collect();
+        let bounds = |leaf: u64| -> Vec<i64> { levels.iter().map(|level| at(0, leaf >> level).1).collect() };
+        let (low, high) = (bounds(section.from), bounds(section.to));
+        let number = section.tree.number();
+        let levels: Vec<i32> = levels.iter().filter_map(|level| i32::try_from(*level).ok()).collect();
+        let rows: Vec<NodeRow> = self
+            .log
+            .store
+            .single(self.deadline, "audit.verify.tiles", async |connection| {
+                let query = diesel::sql_query(TILES)
+                    .bind::<Int4, _>(number)
+                    .bind::<Array<Int4>, _>(&levels)
+                    .bind::<Array<Int8>, _>(&low)
+                    .bind::<Array<Int8>, _>(&high);
+                Ok(query.load(connection).await?)
+            })
+            .await?;
+        Ok(rows.into_iter().filter_map(NodeRow::known).collect())
+    }
+
+    /// These tiles.
+    pub(super) async fn tiles(&self, tree: Tree, nodes: &[Node]) -> Result<HashMap<Node, TileRow>> {
+        const TILES: &str = "SELECT n.level, n.index, n.hash, n.children \
+            FROM unnest($2::int[], $3::bigint[]) AS k (level, index), LATERAL ( \
+            SELECT * FROM sidekeep.audit_nodes n WHERE n.stream = $1 AND n.level = k.level AND n.index = k.index) AS n";
+        if nodes.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let levels: Vec<i32> = nodes.iter().filter_map(|node| i32::try_from(node.level).ok()).collect();
+        let indexes: Vec<i64> = nodes.iter().filter_map(|node| i64::try_from(node.index).ok()).collect();
+        let rows: Vec<NodeRow> = self
+            .log
+            .store
+            .single(self.deadline, "audit.verify.tiles", async |connection| {
+                let query = diesel::sql_query(TILES)
+                    .bind::<Int4, _>(tree.number())
+                    .bind::<Array<Int4>, _>(&levels)
+                    .bind::<Array<Int8>, _>(&indexes);
+                Ok(query.load(connection).await?)
+            })
+            .await?;
+        Ok(rows.into_iter().filter_map(NodeRow::known).collect())
+    }
+
+    async fn connection(&self) -> Result<Dedicated> {
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        match idle {
+            Some(connection) => Ok(connection),
+            None => self.log.store.dedicated(self.deadline).await,
+        }
+    }
+}
+
+/// One section for each processor, within bounds.
+fn width() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(WIDE)
+}
+
+/// The root over blocks and what is behind them, at a size; nothing where they are not of it.
+pub(super) fn root_at(size: u64, blocks: &[Hash], rest: &[Hash]) -> Option<Hash> {
+    let peaks = blocks.iter().chain(rest).copied().collect();
+    Some(crate::audit::merkle::Frontier::new(size, peaks)?.root())
+}
