@@ -1,11 +1,11 @@
 //! The baselines on the same PostgreSQL: tables with the columns, indexes and partitions of `audit_logs`, filled by `COPY` and by
 //! INSERTs. They hash nothing, seal nothing and ask nobody who called.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use bytes::Bytes;
-use chrono::{DateTime, Utc};
 use futures_util::{SinkExt as _, TryStreamExt as _};
 use tokio::runtime::Runtime;
 use tokio_postgres::{Client, NoTls, Statement};
@@ -26,8 +26,8 @@ pub(crate) struct Baseline {
     runtime: Runtime,
     client: Client,
     url: String,
-    /// Entries of the log until then were copied.
-    seen: DateTime<Utc>,
+    /// How many entries of each stream were copied.
+    seen: BTreeMap<i32, i64>,
 }
 
 /// Rows as `COPY` gives and takes them.
@@ -44,7 +44,7 @@ impl Baseline {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let url = place.owner_url();
         let client = runtime.block_on(connect(&url))?;
-        let baseline = Self { runtime, client, url, seen: DateTime::UNIX_EPOCH };
+        let baseline = Self { runtime, client, url, seen: BTreeMap::new() };
         baseline.runtime.block_on(baseline.create())?;
         Ok(baseline)
     }
@@ -70,25 +70,23 @@ impl Baseline {
         Ok(())
     }
 
-    /// What was appended since this was last asked.
+    /// What was appended since this was last asked. By positions, as the clocks of two daemons differ a little.
     pub(crate) fn take(&mut self) -> anyhow::Result<Rows> {
+        const SIZES: &str = "SELECT stream, size FROM sidekeep.audit_streams";
         let (rows, seen) = self.runtime.block_on(async {
-            let now: DateTime<Utc> = self
-                .client
-                .query_one("SELECT max(recorded_at) FROM sidekeep.audit_logs", &[])
-                .await?
-                .try_get(0)?;
-            let new = format!(
-                "recorded_at > '{}' AND recorded_at <= '{}'",
-                self.seen.to_rfc3339(),
-                now.to_rfc3339()
-            );
-            let count = format!("SELECT count(*) FROM sidekeep.audit_logs WHERE {new}");
-            let count: i64 = self.client.query_one(&count, &[]).await?.try_get(0)?;
-            let out =
-                format!("COPY (SELECT * FROM sidekeep.audit_logs WHERE {new}) TO STDOUT (FORMAT binary)");
+            let (mut seen, mut new, mut count) = (BTreeMap::new(), Vec::new(), 0);
+            for row in self.client.query(SIZES, &[]).await? {
+                let (stream, size): (i32, i64) = (row.try_get(0)?, row.try_get(1)?);
+                let from = self.seen.get(&stream).copied().unwrap_or(0);
+                new.push(format!(
+                    "SELECT * FROM sidekeep.audit_logs WHERE stream = {stream} AND position >= {from} AND position < {size}"
+                ));
+                count += size - from;
+                seen.insert(stream, size);
+            }
+            let out = format!("COPY ({}) TO STDOUT (FORMAT binary)", new.join(" UNION ALL "));
             let bytes: Vec<Bytes> = self.client.copy_out(&out).await?.try_collect().await?;
-            anyhow::Ok((Rows { bytes, count: u32::try_from(count)? }, now))
+            anyhow::Ok((Rows { bytes, count: u32::try_from(count)? }, seen))
         })?;
         self.seen = seen;
         Ok(rows)

@@ -16,9 +16,11 @@ use crate::{Extent, SETTINGS};
 
 const DAEMONS: u32 = 8;
 const SAMPLES: u32 = 1000;
-/// What a writer of the log waits for, where it waits for a lock.
-const LOCKS: &str = "SELECT count(*) FILTER (WHERE wait_event_type = 'Lock'), count(*) FILTER (WHERE state = 'active') \
-    FROM pg_stat_activity WHERE application_name = 'sidekeep' AND pid <> pg_backend_pid()";
+/// How many writers of the log wait for a lock; how many for PostgreSQL to make a file longer, which it calls a lock too though
+/// nobody holds it longer than that takes; how many are at work.
+const LOCKS: &str = "SELECT count(*) FILTER (WHERE wait_event_type = 'Lock' AND wait_event <> 'extend'), \
+    count(*) FILTER (WHERE wait_event_type = 'Lock' AND wait_event = 'extend'), count(*) FILTER (WHERE state = 'active') \
+    FROM pg_stat_activity WHERE application_name = 'sidekeep'";
 
 /// The same load, on all and on one.
 pub(crate) fn run(report: &mut Report, extent: Extent) -> anyhow::Result<()> {
@@ -44,7 +46,8 @@ pub(crate) fn run(report: &mut Report, extent: Extent) -> anyhow::Result<()> {
         together.push(batches(&all)?.since(before));
         turns.add(vec![baseline], vec![ours]);
     }
-    let (waits, active) = sample(&place, || load.run(&sockets, &lines, shape).map(drop))?;
+    let Samples { waits, extensions, active } =
+        sample(&place, || load.run(&sockets, &lines, shape).map(drop))?;
     let slowest = daemons.iter().map(|daemon| daemon.ready_after.as_secs_f64()).fold(0.0, f64::max);
     report.section(&format!(
         "eight daemons with two streams each on one database, {CONNECTIONS} connections x {DEPTH} in all"
@@ -54,28 +57,40 @@ pub(crate) fn run(report: &mut Report, extent: Extent) -> anyhow::Result<()> {
     report.figure("all together", &format!("{:>9.0}/s", median(&mut turns.ours)));
     report.figure("entries in a commit, all together", &format!("{:>9.0}", median(&mut together)));
     report.figure("sessions at work, in the middle of the samples", &format!("{active:>9.0}"));
+    report.figure("waits for a longer file in all samples", &format!("{extensions:>9.0}"));
     report.target("entries in a commit, one alone", median(&mut alone), "", Target::AtLeast(50.0));
     report.target("eight / one", turns.ratio(), "", Target::AtLeast(0.8));
     report.target(&format!("waits for a lock in {SAMPLES} samples"), waits, "", Target::AtMost(0.0));
     Ok(())
 }
 
-/// Samples what the sessions wait for while the load is on: waits for locks in all, and how many sessions were at work.
-fn sample(place: &Place, mut load: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<(f64, f64)> {
+/// What the sessions were seen to do, all samples together.
+struct Samples {
+    waits: f64,
+    extensions: f64,
+    /// In the middle of the samples.
+    active: f64,
+}
+
+/// Samples what the sessions wait for while the load is on.
+fn sample(place: &Place, mut load: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<Samples> {
     let url = place.owner_url();
     let sampling = std::thread::spawn(move || {
         tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
             let client = connect(&url).await?;
             let statement = client.prepare(LOCKS).await?;
-            let (mut waits, mut active) = (0.0, Vec::new());
+            let (mut waits, mut extensions, mut active) = (0.0, 0.0, Vec::new());
+            let count = |row: &tokio_postgres::Row, at: usize| -> anyhow::Result<f64> {
+                Ok(f64::from(u32::try_from(row.try_get::<_, i64>(at)?)?))
+            };
             for _ in 0..SAMPLES {
                 let row = client.query_one(&statement, &[]).await?;
-                let (locks, at_work): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
-                waits += f64::from(u32::try_from(locks)?);
-                active.push(f64::from(u32::try_from(at_work)?));
+                waits += count(&row, 0)?;
+                extensions += count(&row, 1)?;
+                active.push(count(&row, 2)?);
                 tokio::time::sleep(Duration::from_millis(4)).await;
             }
-            anyhow::Ok((waits, median(&mut active)))
+            anyhow::Ok(Samples { waits, extensions, active: median(&mut active) })
         })
     });
     while !sampling.is_finished() {

@@ -42,20 +42,24 @@ fn alone(place: &Place) -> anyhow::Result<(f64, f64)> {
     let config = config::load(Some(&place.configure("work", "")?))?.config;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut drafts: Vec<Draft> = (0..ENTRIES)
-        .map(|number| Ok(Draft::new(serde_json::from_value::<Append>(entry(number))?, None)?))
+        .map(|number| Ok(Draft::new(serde_json::from_str::<Append>(&entry(number).to_string())?, None)?))
         .collect::<anyhow::Result<_>>()?;
     let (keyring, people) = runtime.block_on(async {
         let file = config.keyring.key_files.first().ok_or_else(|| anyhow::anyhow!("no key file"))?;
         let kek = Kek::parse(file.path().map_err(anyhow::Error::msg)?, &config::secret(file)?)?;
         let keyring = Keyring::new(config.deployment.name.as_str(), Keks::new(vec![(kek_path(file)?, kek)])?);
-        let store = Store::new(&config.database, &config::database_url(&config)?, TaskTracker::new())?;
-        let deadline = Deadline::after(Duration::from_secs(10), CancellationToken::new());
+        let (tracker, end) = (TaskTracker::new(), CancellationToken::new());
+        let store = Arc::new(Store::new(&config.database, &config::database_url(&config)?, tracker.clone())?);
+        let (watched, watching) = (store.clone(), end.clone());
+        tracker.spawn(async move { watched.observe(watching).await });
+        let deadline = Deadline::after(Duration::from_secs(10), end.clone());
         keyring.check(&store, &deadline).await?;
         let ids: Vec<&str> =
             drafts.iter().flat_map(Draft::people).map(sidekeep::values::UserId::as_str).collect();
         let found = store
             .single(&deadline, "bench.people", async |connection| Person::find(connection, &ids).await)
             .await?;
+        end.cancel();
         anyhow::Ok((keyring, found))
     })?;
     let mut known = HashMap::new();

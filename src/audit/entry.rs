@@ -44,36 +44,37 @@ impl Outcome {
 }
 
 /// Words that reports filter by: at most 16, in the clear.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(transparent)]
-pub struct Labels(BTreeMap<String, String>);
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Labels(
+    /// In the order of their keys, each once: smaller than a map, of which each entry that waits would hold a node.
+    Vec<(String, String)>,
+);
 
 impl Labels {
     /// Labels that sidekeep gives itself.
     pub fn own(labels: impl IntoIterator<Item = (&'static str, String)>) -> Self {
-        Self(labels.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
+        Self::of(labels.into_iter().map(|(key, value)| (key.to_owned(), value)))
     }
 
     /// These labels, which were checked one by one.
     pub fn of(labels: impl IntoIterator<Item = (String, String)>) -> Self {
-        Self(labels.into_iter().collect())
+        Self(labels.into_iter().collect::<BTreeMap<_, _>>().into_iter().collect())
     }
 
-    /// These labels and others.
+    /// These labels and others, which win.
     #[must_use]
-    pub fn with(mut self, others: Self) -> Self {
-        self.0.extend(others.0);
-        self
+    pub fn with(self, others: Self) -> Self {
+        Self::of(self.0.into_iter().chain(others.0))
     }
 
     /// Labels as they were stored.
     pub fn stored(value: &serde_json::Value) -> Option<Self> {
-        serde_json::from_value::<BTreeMap<String, String>>(value.clone()).ok().map(Self)
+        serde_json::from_value::<BTreeMap<String, String>>(value.clone()).ok().map(Self::of)
     }
 
     /// Labels as PostgreSQL writes them.
     pub fn read(json: &[u8]) -> Option<Self> {
-        serde_json::from_slice::<BTreeMap<String, String>>(json).ok().map(Self)
+        serde_json::from_slice::<BTreeMap<String, String>>(json).ok().map(Self::of)
     }
 
     /// The labels in the order of their keys.
@@ -109,8 +110,14 @@ impl Labels {
     }
 }
 
-/// Text to text, no key twice.
-struct Distinct(BTreeMap<String, String>);
+impl Serialize for Labels {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.iter())
+    }
+}
+
+/// Text to text in the order of the keys, none of them twice.
+struct Distinct(Vec<(String, String)>);
 
 impl<'de> Deserialize<'de> for Distinct {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -123,13 +130,16 @@ impl<'de> Deserialize<'de> for Distinct {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Distinct, A::Error> {
-                let mut map = BTreeMap::new();
-                while let Some((key, value)) = members.next_entry()? {
-                    if map.insert(key, value).is_some() {
-                        return Err(de::Error::custom("a key comes twice"));
-                    }
+                let mut pairs: Vec<(String, String)> = Vec::new();
+                while let Some(pair) = members.next_entry()? {
+                    pairs.push(pair);
                 }
-                Ok(Distinct(map))
+                pairs.sort_unstable();
+                if pairs.is_sorted_by(|(before, _), (key, _)| before < key) {
+                    Ok(Distinct(pairs))
+                } else {
+                    Err(de::Error::custom("a key comes twice"))
+                }
             }
         }
         deserializer.deserialize_map(Members)
@@ -142,10 +152,10 @@ impl<'de> Deserialize<'de> for Labels {
         let labels = match serde_json::from_str::<Distinct>(raw.get()) {
             Ok(distinct) => Self(distinct.0),
             // The long way says what is wrong, and of keys that come twice which.
-            Err(_) => Self(
+            Err(_) => Self::of(
                 Json::parse(raw.get())
                     .map_err(de::Error::custom)?
-                    .read()
+                    .read::<BTreeMap<String, String>>()
                     .map_err(|_| de::Error::custom("must be an object of text to text"))?,
             ),
         };

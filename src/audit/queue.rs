@@ -47,6 +47,27 @@ pub struct Group {
     _room: OwnedSemaphorePermit,
 }
 
+/// A group on its way into the queue.
+struct Entering {
+    drafts: Vec<Draft>,
+    weight: u32,
+    state: Arc<AtomicU8>,
+    reply: oneshot::Sender<Result<Vec<Receipt>>>,
+}
+
+impl Entering {
+    fn with(self, room: OwnedSemaphorePermit) -> Request {
+        let Self { drafts, state, reply, .. } = self;
+        Request::Append(Group { drafts, state, tries: 0, reply, _room: room })
+    }
+}
+
+/// A group that has to wait for its turn, or for room.
+struct Late {
+    entering: Entering,
+    turn: Option<Turn>,
+}
+
 /// What a writer is asked for.
 #[derive(Debug)]
 pub enum Request {
@@ -125,40 +146,62 @@ impl Queue {
         deadline: &Deadline,
     ) -> Result<Vec<Receipt>> {
         let stream = self.stream(connection)?;
-        let full = || Error::Overloaded { what: "the audit queue is full", retry_after: self.max_wait };
         let weight = drafts.iter().map(Draft::weight).fold(0_usize, usize::saturating_add).min(BYTES);
         let weight = u32::try_from(weight).map_err(Error::internal)?;
-        let wait = deadline.within(self.max_wait);
         let (reply, answer) = oneshot::channel();
         let state = Arc::new(AtomicU8::new(WAITING));
-        let waiting = state.clone();
-        let entering = async {
-            let _come = match turn {
-                Some(turn) => Some(turn.come().await),
-                None => None,
-            };
-            if let (Ok(room), Ok(place)) =
-                (self.room.clone().try_acquire_many_owned(weight), stream.try_reserve())
-            {
-                place.send(Request::Append(Group { drafts, state, tries: 0, reply, _room: room }));
-                return Ok(());
-            }
-            let room = self.room.clone().acquire_many_owned(weight).await.map_err(|_| full())?;
-            let place = stream.reserve().await.map_err(|_| Error::unavailable("this daemon is ending"))?;
-            place.send(Request::Append(Group { drafts, state, tries: 0, reply, _room: room }));
-            Ok(())
-        };
-        wait.run(entering).await.unwrap_or_else(|_| Err(full()))?;
+        let entering = Entering { drafts, weight, state: state.clone(), reply };
+        if let Err(late) = self.try_enter(stream, entering, turn) {
+            // Boxed, as every call would have room for it otherwise, and few need it.
+            Box::pin(self.enter(stream, late, deadline)).await?;
+        }
         if let Ok(Ok(result)) = deadline.run(answer).await {
             return result;
         }
         // The deadline came first, or the writer has ended.
-        match waiting.compare_exchange(WAITING, WITHDRAWN, Ordering::AcqRel, Ordering::Acquire) {
+        match state.compare_exchange(WAITING, WITHDRAWN, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => {
                 Err(Error::unavailable("the audit log cannot be written at present; nothing was appended"))
             }
             Err(_) => Err(Error::UnknownOutcome),
         }
+    }
+
+    /// Enters at once, where it is this one's turn and there is room.
+    fn try_enter(
+        &self,
+        stream: &mpsc::Sender<Request>,
+        entering: Entering,
+        turn: Option<Turn>,
+    ) -> Result<(), Late> {
+        if turn.as_ref().is_some_and(|turn| !turn.has_come()) {
+            return Err(Late { entering, turn });
+        }
+        let Ok(room) = self.room.clone().try_acquire_many_owned(entering.weight) else {
+            return Err(Late { entering, turn });
+        };
+        let Ok(place) = stream.try_reserve() else { return Err(Late { entering, turn }) };
+        place.send(entering.with(room));
+        // Only now whoever is behind may come.
+        drop(turn);
+        Ok(())
+    }
+
+    /// Waits for its turn and for room.
+    async fn enter(&self, stream: &mpsc::Sender<Request>, late: Late, deadline: &Deadline) -> Result<()> {
+        let full = || Error::Overloaded { what: "the audit queue is full", retry_after: self.max_wait };
+        let Late { entering, turn } = late;
+        let waiting = async {
+            let _come = match turn {
+                Some(turn) => Some(turn.come().await),
+                None => None,
+            };
+            let room = self.room.clone().acquire_many_owned(entering.weight).await.map_err(|_| full())?;
+            let place = stream.reserve().await.map_err(|_| Error::unavailable("this daemon is ending"))?;
+            place.send(entering.with(room));
+            Ok(())
+        };
+        deadline.within(self.max_wait).run(waiting).await.unwrap_or_else(|_| Err(full()))
     }
 
     /// Hands over what was staged. Where there is no room it is found in the table later.

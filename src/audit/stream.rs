@@ -6,8 +6,9 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::time::Instant;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Row, Statement};
+use tokio_postgres::Row;
 
+use super::batch::Append;
 use super::columns::Columns;
 use super::doing::Leased;
 use super::entry::{Entry, FORMAT};
@@ -52,33 +53,6 @@ const PATIENCE: &str = "SET LOCAL statement_timeout = '9s'";
 const FENCE: &str = "UPDATE sidekeep.audit_streams SET epoch = epoch + 1, leased_until = now() + $3::text::interval \
     WHERE stream = $1 AND epoch = $2 RETURNING epoch, size, root, last_recorded_at, clock_timestamp() AS now";
 
-/// One batch, in one statement and one round trip. The head moves only from where this daemon believes it to be, with the
-/// time within a minute of PostgreSQL's, and with every person still there under the same key; everything else hangs on
-/// the head. Staged entries that were not there to be taken make it fail as a whole.
-const APPEND: &str = "WITH head AS ( \
-    UPDATE sidekeep.audit_streams SET size = $4, root = $5, head_mac = $6, frontier = $7, edge = $29, last_recorded_at = $8, \
-        leased_until = now() + interval '15 seconds' \
-    WHERE stream = $1 AND epoch = $2 AND size = $3 AND leased_until > now() AND closed_at IS NULL \
-        AND $8::timestamptz BETWEEN now() - interval '1 minute' AND now() + interval '1 minute' \
-        AND NOT EXISTS (SELECT FROM unnest($9::bigint[], $10::bytea[]) AS p (id, key) WHERE NOT EXISTS ( \
-            SELECT FROM sidekeep.subjects s WHERE s.subject_id = p.id AND s.wrapped_key = p.key)) \
-    RETURNING stream), \
-    entries AS (INSERT INTO sidekeep.audit_logs (stream, position, recorded_at, format, id, actor_id, subject_id, action, \
-        resource_type, resource_id, outcome, occurred_at, labels, client_sealed, metadata_sealed, leaf_hash) \
-        SELECT head.stream, e.position, $8, 1, e.id, e.actor_id, e.subject_id, e.action, e.resource_type, e.resource_id, \
-            e.outcome, e.occurred_at, e.labels, e.client_sealed, e.metadata_sealed, e.leaf_hash \
-        FROM head, unnest($11::bigint[], $12::text[], $13::bigint[], $14::bigint[], $15::text[], $16::text[], $17::text[], \
-            $18::text[], $19::timestamptz[], $20::jsonb[], $21::bytea[], $22::bytea[], $23::bytea[]) \
-            AS e (position, id, actor_id, subject_id, action, resource_type, resource_id, outcome, occurred_at, labels, \
-            client_sealed, metadata_sealed, leaf_hash)), \
-    nodes AS (INSERT INTO sidekeep.audit_nodes (stream, level, index, hash, children) \
-        SELECT head.stream, n.level, n.index, n.hash, n.children FROM head, \
-            unnest($24::int[], $25::bigint[], $26::bytea[], $28::bytea[]) AS n (level, index, hash, children)), \
-    gone AS (DELETE FROM sidekeep.audit_staged WHERE number = ANY ($27::bigint[]) AND EXISTS (SELECT FROM head) RETURNING 1) \
-    SELECT (SELECT count(*) FROM head) AS heads, \
-        CASE WHEN (SELECT count(*) FROM head) = 1 AND (SELECT count(*) FROM gone) <> cardinality($27::bigint[]) \
-        THEN 1 / (SELECT count(*) - 1 FROM head) END AS unmatched";
-
 /// An entry that is sealed, and waits for a position.
 #[derive(Clone, Debug)]
 pub struct Sealed {
@@ -98,7 +72,7 @@ pub(super) type Placed<'a> = (&'a mut Entry, Option<i64>);
 #[derive(Debug)]
 pub(super) struct Stream {
     connection: Dedicated,
-    append: Statement,
+    append: Append,
     /// Its number.
     pub number: i32,
     epoch: i64,
@@ -143,7 +117,7 @@ pub(super) struct Sent {
 }
 
 /// A fenced stream: its new epoch, the connection that goes on with it, and what time it is.
-type Fenced = (i64, Dedicated, Statement, (DateTime<Utc>, Instant));
+type Fenced = (i64, Dedicated, Append, (DateTime<Utc>, Instant));
 
 impl Stream {
     /// Leases a stream on a connection of its own, once the log that it leads to was compared with its publication. One whose
@@ -159,7 +133,7 @@ impl Stream {
         let connection = publication.store.dedicated(deadline).await?;
         publication.admit(&connection.run, deadline).await?;
         let leasing = async {
-            let append = connection.client.prepare(APPEND).await.map_err(away)?;
+            let append = Append::prepare(&connection).await?;
             let mut refused: Vec<i32> = Vec::new();
             loop {
                 // The new epoch and its seal are one transaction: a head without its seal would be refused ever after.
@@ -200,7 +174,7 @@ impl Stream {
         deadline.run(leasing).await.unwrap_or_else(|_| Err(late()))
     }
 
-    async fn made(connection: Dedicated, append: Statement, own: &Deployment) -> Result<Self> {
+    async fn made(connection: Dedicated, append: Append, own: &Deployment) -> Result<Self> {
         loop {
             let next = connection.client.query_one(NEXT, &[]).await.map_err(away)?;
             let number: i32 = next.get("stream");
@@ -368,14 +342,11 @@ impl Stream {
             &c.client_sealed,
             &c.metadata_sealed,
             &c.leaf_hash,
-            &c.level,
-            &c.index,
-            &c.hash,
-            &c.staged,
-            &c.children,
             &edge,
         ];
-        match self.connection.client.query_one(&self.append, params).await {
+        let staged: [&(dyn ToSql + Sync); 5] = [&c.level, &c.index, &c.hash, &c.children, &c.staged];
+        let seldom = (!c.level.is_empty() || !c.staged.is_empty()).then_some(staged);
+        match self.append.run(&self.connection, params, seldom).await {
             // "Committed locally, but might not have been replicated": not what was asked for.
             Ok(_) if self.connection.seen.warnings() > warnings => Err(Refused::Unknown),
             Ok(row) if row.get::<_, i64>("heads") == 1 => Ok(()),
@@ -445,7 +416,7 @@ impl Stream {
     ) -> Result<(Settled, Option<Fenced>)> {
         let connection = store.dedicated(deadline).await?;
         let fencing = async {
-            let append = connection.client.prepare(APPEND).await.map_err(away)?;
+            let append = Append::prepare(&connection).await?;
             connection.begin().await.map_err(away)?;
             connection.client.batch_execute(PATIENCE).await.map_err(away)?;
             let fenced = connection

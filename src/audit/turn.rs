@@ -34,6 +34,11 @@ impl Turns {
 }
 
 impl Turn {
+    /// Whether nobody is known to be before it.
+    pub fn has_come(&self) -> bool {
+        matches!(self.0, Place::Come(_))
+    }
+
     /// Waits until nobody is before it.
     pub async fn come(self) -> OwnedMutexGuard<()> {
         match self.0 {
@@ -45,8 +50,7 @@ impl Turn {
 
 impl std::fmt::Debug for Turn {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let come = matches!(self.0, Place::Come(_));
-        f.debug_struct("Turn").field("come", &come).finish()
+        f.debug_struct("Turn").field("come", &self.has_come()).finish()
     }
 }
 

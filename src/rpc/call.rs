@@ -261,13 +261,19 @@ impl Calls {
             let _ = begun.set(by.clone());
             Ok(Call { app: self.app.clone(), calls: self.clone(), by, peer: peer.clone(), context })
         };
-        let result = match deadline.run_with_grace(GRACE, (entry.handler)(params, &call)).await {
+        let work = (entry.handler)(params, &call);
+        // The queue to the log keeps the deadline by itself, and a clock for each of its callers costs as much as the rest.
+        let ended = if entry.queued { Ok(work.await) } else { deadline.run_with_grace(GRACE, work).await };
+        let result = match ended {
             Ok(result) => result,
             Err(_) if entry.writes => Err(Error::UnknownOutcome),
             Err(_) => Err(Error::unavailable("no answer within the call's deadline")),
         };
-        if let Some(by) = begun.get() {
-            self.enter(entry, by, &result).await?;
+        if let Some(by) = begun.get()
+            && let Some(outcome) = self.wants_entry(entry, by, &result)
+        {
+            // Boxed, as every call would have room for it otherwise, and thousands of them only wait for the log.
+            Box::pin(self.enter(by, outcome)).await?;
         }
         let result = result?;
         let max = self.app.config.limits.max_answer_bytes.bytes();
@@ -295,13 +301,15 @@ impl Calls {
     /// The log cannot be written; the call must not go on.
     pub async fn enter_begun(&self, by: &By) -> Result<()> {
         let Some(entry) = self.methods.find(by.method) else { return Ok(()) };
-        self.enter(entry, by, &Ok(Box::default())).await?;
+        if let Some(outcome) = self.wants_entry(entry, by, &Ok(Box::default())) {
+            self.enter(by, outcome).await?;
+        }
         by.note_staged();
         Ok(())
     }
 
-    /// Enters a call in the log, unless its entry is committed already. Nothing personal is answered before.
-    async fn enter(&self, entry: &Entry, by: &By, result: &Result<Box<RawValue>>) -> Result<()> {
+    /// How a call ended, if it is to be entered in the log and its entry is not committed already.
+    fn wants_entry(&self, entry: &Entry, by: &By, result: &Result<Box<RawValue>>) -> Option<Outcome> {
         let wanted = match self.app.config.audit.access {
             AuditAccess::All => entry.entered,
             AuditAccess::Writes => entry.entered && entry.writes,
@@ -315,13 +323,15 @@ impl Calls {
                 | Error::Overloaded { .. }
                 | Error::UnknownOutcome
                 | Error::Internal(_),
-            ) => return Ok(()),
+            ) => return None,
             Err(Error::Held { .. } | Error::Restricted) => Outcome::Denied,
             Err(_) => Outcome::Failure,
         };
-        if !wanted || by.is_staged() {
-            return Ok(());
-        }
+        (wanted && !by.is_staged()).then_some(outcome)
+    }
+
+    /// Enters a call in the log. Nothing personal is answered before.
+    async fn enter(&self, by: &By, outcome: Outcome) -> Result<()> {
         match self.app.records.log().note(by, outcome, &by.deadline).await {
             // It is only a read, or a refusal: it can be asked again.
             Err(Error::UnknownOutcome) => {

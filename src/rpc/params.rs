@@ -55,6 +55,10 @@ fn fields<T: DeserializeOwned>(base: &str, text: &str) -> Result<T> {
     if !text.starts_with('{') {
         return Err(Error::invalid(if base.is_empty() { "params" } else { base }, "must be an object"));
     }
+    if let Ok(fields) = serde_json::from_str(text) {
+        return Ok(fields);
+    }
+    // Once more, keeping account of where it is: most calls are right, and need not pay for that.
     let mut deserializer = serde_json::Deserializer::from_str(text);
     serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();

@@ -130,7 +130,7 @@ fn add_appends(methods: &mut Methods) {
                 APPENDED,
             ),
         ),
-        |call, given: Append| async move { append(&call, given).await },
+        append,
     );
     methods.add(
         About::queued(
@@ -229,11 +229,15 @@ async fn verify(call: &Call, asked: Verify) -> Result<Verified> {
     }
 }
 
-async fn append(call: &Call, given: Append) -> Result<Appended> {
-    check_size(call, "metadata", &given)?;
-    let receipts = call.app.records.log().append(&call.by, vec![given]).await?;
-    let receipt = receipts.into_iter().next().ok_or_else(|| Error::internal("an entry without a receipt"))?;
-    Ok(receipt.into())
+/// Looks at what is given before anything is waited for, so that a call that waits has no room for it twice.
+fn append(call: Call, given: Append) -> impl Future<Output = Result<Appended>> + Send {
+    let given = check_size(&call, "metadata", &given).map(|()| vec![given]);
+    async move {
+        let receipts = call.app.records.log().append(&call.by, given?).await?;
+        let receipt =
+            receipts.into_iter().next().ok_or_else(|| Error::internal("an entry without a receipt"))?;
+        Ok(receipt.into())
+    }
 }
 
 async fn append_many(call: &Call, many: Many) -> Result<AppendedMany> {
