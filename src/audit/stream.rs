@@ -5,14 +5,14 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::time::Instant;
+use tokio_postgres::Statement;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Row, Statement};
 
 use super::columns::Columns;
 use super::doing::Leased;
 use super::entry::{Entry, FORMAT};
 use super::growth::Growth;
-use super::head_mac::{HEAD, head_parts};
+use super::head_mac::{HEAD, head_parts, sealed_tree};
 use super::merkle::Hash;
 use super::publication::Publication;
 use super::refused::{Refused, away, late, refusal};
@@ -491,15 +491,4 @@ impl Stream {
         let params: &[&(dyn ToSql + Sync)] = &[&self.number, &sent.at.first, &sent.at.recorded_at, &leaf];
         Ok(connection.client.query_opt(THERE, params).await.map_err(away)?.is_some())
     }
-}
-
-/// The tree of a stream that was taken, where a daemon has sealed its head and the edge leads to it.
-fn sealed_tree(own: &Deployment, row: &Row) -> Option<Growth> {
-    let number: i32 = row.get("stream");
-    let size = u64::try_from(row.get::<_, i64>("size")).ok()?;
-    let root = Hash::read(row.get("root"))?;
-    let tree = Growth::read(size, row.get("edge"))?;
-    let sealed = head_parts(own.name(), number, row.get("sealed_epoch"), size, root);
-    let leads = tree.root() == root && tree.frontier().to_bytes() == row.get::<_, &[u8]>("frontier");
-    (leads && own.verifies(HEAD, &sealed.parts(), row.get("head_mac"))).then_some(tree)
 }

@@ -19,6 +19,8 @@ use crate::rpc::call::Call;
 use crate::rpc::params::None;
 use crate::subjects::request::OpenRequests;
 
+mod verification;
+
 /// A look at the server that is older than this says nothing of it.
 const STALE: Duration = Duration::from_secs(20);
 
@@ -111,7 +113,7 @@ struct Report {
     /// How the audit log stands to what was published of it.
     publication: publication::Report,
     /// How far the audit log is verified.
-    verification: VerificationReport,
+    verification: verification::Report,
     /// What each job ran last, by its name.
     jobs: BTreeMap<&'static str, JobReport>,
     /// The requests of people that are open; null until they were counted.
@@ -190,15 +192,6 @@ struct DatabaseReport {
     synchronous_standbys: Option<i64>,
     /// How long ago it was asked.
     age_seconds: Option<u64>,
-}
-
-/// The verification of the audit log.
-#[derive(Clone, Debug, Serialize, JsonSchema)]
-struct VerificationReport {
-    /// How long ago the last one ended that found the log intact.
-    age_seconds: Option<u64>,
-    /// Up to how many entries.
-    entries: Option<u64>,
 }
 
 /// A job.
@@ -324,7 +317,7 @@ fn jobs(call: &Call) -> Check {
         .map(|job| job.name)
         .collect();
     if failed.is_empty() {
-        let late = Job::find(VERIFY).is_ok_and(|job| call.calls.jobs().is_overdue(job));
+        let late = verification::is_late(call);
         let message = late.then(|| "the audit log was not verified in time; see job.history".into());
         return Check { status: if late { Status::Degraded } else { Status::Ok }, message };
     }
@@ -336,18 +329,6 @@ fn jobs(call: &Call) -> Check {
 fn publication(call: &Call) -> Check {
     let message = call.app.records.log().publication().standing().message();
     Check { status: if message.is_some() { Status::Degraded } else { Status::Ok }, message }
-}
-
-/// The job that verifies the log, and what it says of how far it came.
-const VERIFY: &str = "verify";
-
-fn verification(call: &Call) -> VerificationReport {
-    let last = call.calls.jobs().succeeded(VERIFY);
-    let counts = last.as_ref().and_then(|last| last.run.counts.as_ref());
-    VerificationReport {
-        age_seconds: last.as_ref().map(|last| last.age().as_secs()),
-        entries: counts.and_then(|counts| counts.get("reached")?.as_u64()),
-    }
 }
 
 fn job_reports(call: &Call) -> BTreeMap<&'static str, JobReport> {
@@ -444,7 +425,7 @@ fn report(call: &Call) -> Report {
             age_seconds,
         },
         publication: call.app.records.log().publication().report(),
-        verification: verification(call),
+        verification: verification::report(call),
         jobs: job_reports(call),
         requests: call.app.pressing.seen(),
         kek_ids: call.app.records.keyring().kek_ids().map(str::to_owned).collect(),
@@ -486,12 +467,7 @@ fn gauges(call: &Call) {
         metrics::gauge!(crate::telemetry::PUBLISHED_HEADS).set(size);
         metrics::gauge!(crate::telemetry::PUBLICATION_AGE).set(Duration::from_secs(age).as_secs_f64());
     }
-    let verified = verification(call);
-    if let (Some(age), Some(entries)) = (verified.age_seconds, verified.entries) {
-        metrics::gauge!(crate::telemetry::VERIFIED_AGE).set(Duration::from_secs(age).as_secs_f64());
-        let entries = f64::from(u32::try_from(entries).unwrap_or(u32::MAX));
-        metrics::gauge!(crate::telemetry::VERIFIED_ENTRIES).set(entries);
-    }
+    verification::gauges(call);
     for (name, last) in call.calls.jobs().ended() {
         metrics::gauge!(crate::telemetry::JOB_AGE, "job" => name).set(last.age().as_secs_f64());
     }
