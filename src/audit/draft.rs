@@ -106,6 +106,7 @@ impl Draft {
         let client =
             has_client.then(|| serde_json::to_string(&client).map_err(Error::internal)).transpose()?;
         let kept = given.id.is_some().then(|| Box::new(given.clone()));
+        let id = given.id.unwrap_or_else(RecordId::generate);
         Ok(Self {
             own: own.is_some(),
             entry: Entry {
@@ -113,7 +114,7 @@ impl Draft {
                 position: 0,
                 recorded_at: chrono::DateTime::UNIX_EPOCH,
                 format: super::entry::FORMAT,
-                id: given.id.unwrap_or_else(RecordId::generate).into_string(),
+                id: id.into_string(),
                 actor_id: None,
                 subject_id: None,
                 action: given.action.into_string(),

@@ -414,14 +414,13 @@ pub const TABLES: &[Table] = &[
             "last_recorded_at",
             "leased_until",
             "closed_at",
-            "edge",
         ],
     ),
     nobodys(
         "audit_nodes",
         Period::Deployment,
         &["stream", "level", "index"],
-        &["stream", "level", "index", "hash", "children"],
+        &["stream", "level", "index", "hash"],
     ),
     nobodys(
         "audit_heads",
@@ -429,14 +428,7 @@ pub const TABLES: &[Table] = &[
         &["index"],
         &["index", "stream", "size", "root", "at", "leaf_hash"],
     ),
-    nobodys("audit_checkpoints", Period::Deployment, &["size"], &["size", "root", "note", "at", "edge"]),
-    nobodys("audit_publications", Period::Deployment, &["destination"], &["destination", "size", "at"]),
-    nobodys(
-        "audit_verified",
-        Period::Deployment,
-        &["stream"],
-        &["stream", "blocks", "edge", "again", "at", "mac"],
-    ),
+    nobodys("audit_checkpoints", Period::Deployment, &["size"], &["size", "root", "note", "at"]),
     nobodys(
         "job_runs",
         Period::JobRuns,
@@ -454,7 +446,6 @@ pub const TABLES: &[Table] = &[
             "holder",
             "counts",
             "error",
-            "asked",
         ],
     ),
 ];

@@ -6,28 +6,22 @@ use std::sync::PoisonError;
 
 use diesel::dsl::sql;
 use diesel::prelude::{ExpressionMethods, QueryDsl};
-use diesel::sql_types::{Bool, Nullable, Text};
+use diesel::sql_types::Bool;
 use diesel_async::RunQueryDsl;
 
 use super::findings::Findings;
 use super::pass::Pass;
 use super::rows::Claim;
-use crate::audit::entry::Labels;
-use crate::audit::merkle::Hash;
 use crate::audit::staged;
 use crate::error::Result;
 use crate::keyring::Deployment;
 use crate::store::Connection;
 use crate::store::schema::{audit_logs, subject_erasures, subjects};
-use crate::values::jcs;
 
 /// So many living persons are remembered, so that each section need not ask for the same ones.
 const REMEMBERED: usize = 1 << 16;
 /// What the entry of an erasure is called.
 const ERASURE: &str = "subject.erase";
-/// The label with the digest of what was stored, which only a daemon writes.
-const ROW: &str = "sidekeep.row_sha256";
-const DIGEST: &str = "labels ->> 'sidekeep.row_sha256'";
 /// What removes the row of a consent of somebody who lives, and is entered by itself.
 const REMOVALS: [&str; 2] = ["consent.delete", "retention"];
 
@@ -114,37 +108,27 @@ fn compare(claim: &Claim, seen: &Seen, findings: &mut Findings) {
     }
 }
 
-/// What tells of an erasure: entry, number and the digest of the certificate that was left.
-type Told = (String, Option<i64>, Option<String>);
-
-/// Who of these was erased: a tombstone says so, and an entry that a daemon has made about its certificate, which may still be
-/// on its way. A dry run or a refusal is entered under the same name, and without the digest of a certificate.
+/// Who of these was erased: a tombstone says so, and an entry that a daemon has made, which may still be on its way.
 async fn erased(connection: &mut Connection, own: &Deployment, gone: &[i64]) -> Result<HashSet<i64>> {
-    let tombstones: Vec<(i64, String, serde_json::Value)> = subject_erasures::table
+    let tombstones: Vec<(i64, String)> = subject_erasures::table
         .filter(subject_erasures::subject_id.eq_any(gone))
-        .select((subject_erasures::subject_id, subject_erasures::entry_id, subject_erasures::certificate))
+        .select((subject_erasures::subject_id, subject_erasures::entry_id))
         .load(connection)
         .await?;
-    let ids: Vec<&str> = tombstones.iter().map(|(_, entry, _)| entry.as_str()).collect();
-    let entered: Vec<Told> = audit_logs::table
+    let ids: Vec<&str> = tombstones.iter().map(|(_, entry)| entry.as_str()).collect();
+    let entered: Vec<(String, Option<i64>)> = audit_logs::table
         .filter(audit_logs::id.eq_any(&ids))
         .filter(audit_logs::action.eq(ERASURE))
-        .select((audit_logs::id, audit_logs::subject_id, sql::<Nullable<Text>>(DIGEST)))
+        .filter(sql::<Bool>("labels ? 'sidekeep.method'"))
+        .select((audit_logs::id, audit_logs::subject_id))
         .load(connection)
         .await?;
-    let mut told: HashSet<Told> = entered.into_iter().collect();
+    let mut told: HashSet<(String, Option<i64>)> = entered.into_iter().collect();
     if told.len() < tombstones.len() {
         let staged = staged::genuine(connection, own, ERASURE).await?;
-        told.extend(staged.into_iter().map(|entry| {
-            let labels = entry.labels.iter().flat_map(Labels::iter);
-            let digest = labels.filter(|(key, _)| *key == ROW).map(|(_, digest)| digest.to_owned()).next();
-            (entry.id, entry.subject_id, digest)
-        }));
+        told.extend(staged.into_iter().map(|entry| (entry.id, entry.subject_id)));
     }
-    let is_told = |(person, entry, certificate): (i64, String, serde_json::Value)| {
-        let digest = Hash::of(&[&jcs(certificate.get("body")?)?]).hex();
-        told.contains(&(entry, Some(person), Some(digest))).then_some(person)
-    };
+    let is_told = |(person, entry): (i64, String)| told.contains(&(entry, Some(person))).then_some(person);
     Ok(tombstones.into_iter().filter_map(is_told).collect())
 }
 
