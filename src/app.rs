@@ -16,12 +16,15 @@ use crate::keyring::{Kek, KekError, Keks, Keyring, Listed, SigningKey, SigningKe
 use crate::records::Records;
 use crate::store::connect::ConnectError;
 use crate::store::{Deadline, Store};
+use crate::subjects::request::Pressing;
 use crate::telemetry::Telemetry;
 
 /// How long the service manager waits for a PostgreSQL that is away, before it is told that this daemon serves.
 const START: Duration = Duration::from_secs(2);
 /// How often a PostgreSQL that answers, but not as it has to, is tried.
 const AGAIN: Duration = Duration::from_millis(200);
+/// How often profiles without digests are looked for.
+const LATER: Duration = Duration::from_secs(10);
 
 /// How long the other daemons may take to notice other keys.
 const RELOAD: Duration = Duration::from_secs(20);
@@ -37,6 +40,8 @@ pub struct App {
     pub config: Config,
     /// The records, with their store and keyring.
     pub records: Records,
+    /// How many requests of people press.
+    pub pressing: Pressing,
     /// The daemon's own log and figures.
     pub telemetry: Telemetry,
     /// When this daemon started.
@@ -104,6 +109,7 @@ impl App {
         let records = open_records(&config, &tracker, &end)?;
         let app = Arc::new(Self {
             records,
+            pressing: Pressing::default(),
             state: watch::Sender::new(State::Waiting("not tried yet".into())),
             reload_error: Mutex::new(None),
             started: Instant::now(),
@@ -116,6 +122,8 @@ impl App {
         app.tracker.spawn(async move { observing.records.store().observe(observing.end.clone()).await });
         let preparing = app.clone();
         app.tracker.spawn(async move { preparing.prepare().await });
+        let looking = app.clone();
+        app.tracker.spawn(async move { looking.look_after().await });
         Ok(app)
     }
 
@@ -211,6 +219,34 @@ impl App {
         Ok(self.records.keyring().adopt(self.records.store(), &deadline, keks).await?)
     }
 
+    /// What no call waits for: older profiles are made ready to be found, and requests that press are counted.
+    async fn look_after(&self) {
+        tokio::select! {
+            () = self.opened() => {}
+            () = self.end.cancelled() => return,
+        }
+        tokio::join!(self.make_digests(), self.pressing.observe(self.records.store(), &self.end));
+    }
+
+    async fn make_digests(&self) {
+        while !self.end.is_cancelled() {
+            let deadline = Deadline::after(self.config.limits.call_timeout.duration(), self.end.clone());
+            let pause = match self.records.make_digests(&deadline).await {
+                Ok(true) => Duration::ZERO,
+                // Daemons of the version before may still write profiles without digests.
+                Ok(false) => LATER,
+                Err(error) => {
+                    tracing::debug!(%error, "digests of older profiles are made later");
+                    LATER
+                }
+            };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.end.cancelled() => {}
+            }
+        }
+    }
+
     async fn prepare(&self) {
         while !self.end.is_cancelled() {
             let deadline = Deadline::after(self.config.limits.call_timeout.duration(), self.end.clone());
@@ -274,7 +310,7 @@ pub async fn open_log(
     tracker: &TaskTracker,
     end: &CancellationToken,
 ) -> Result<Arc<Log>, OpenError> {
-    let (store, keyring) = open_store(config, tracker, end).await?;
+    let (store, keyring) = open_keyed(config, tracker, end).await?;
     Ok(Arc::new(Log::reader(store, keyring, read_signers(config)?, &config.audit)))
 }
 
@@ -287,23 +323,36 @@ pub async fn open_writer(
     tracker: &TaskTracker,
     end: &CancellationToken,
 ) -> Result<Log, OpenError> {
-    let (store, keyring) = open_store(config, tracker, end).await?;
+    let (store, keyring) = open_keyed(config, tracker, end).await?;
     let audit = config::Audit { streams: 1, on_gap: OnGap::Refuse, ..config.audit.clone() };
     Ok(Log::start(store, keyring, read_signers(config)?, &audit, end))
 }
 
-async fn open_store(
+async fn open_keyed(
     config: &Config,
     tracker: &TaskTracker,
     end: &CancellationToken,
 ) -> Result<(Arc<Store>, Arc<Keyring>), OpenError> {
     let keyring = Arc::new(Keyring::new(config.deployment.name.as_str(), read_keks(config)?));
-    let store = Arc::new(Store::new(&config.database, &config::database_url(config)?, tracker.clone())?);
-    let (watched, watching) = (store.clone(), end.clone());
-    tracker.spawn(async move { watched.observe(watching).await });
+    let store = open_store(config, tracker, end)?;
     let deadline = Deadline::after(config.limits.call_timeout.duration(), end.clone());
     keyring.check(&store, &deadline, Listed::No).await?;
     Ok((store, keyring))
+}
+
+/// Opens the database, without a daemon and without keys.
+///
+/// # Errors
+/// As [`App::open`].
+pub fn open_store(
+    config: &Config,
+    tracker: &TaskTracker,
+    end: &CancellationToken,
+) -> Result<Arc<Store>, OpenError> {
+    let store = Arc::new(Store::new(&config.database, &config::database_url(config)?, tracker.clone())?);
+    let (watched, watching) = (store.clone(), end.clone());
+    tracker.spawn(async move { watched.observe(watching).await });
+    Ok(store)
 }
 
 fn read_signers(config: &Config) -> Result<Vec<SigningKey>, OpenError> {

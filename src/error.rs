@@ -40,6 +40,12 @@ pub enum Error {
         /// The peer's user id, as the kernel says.
         uid: u32,
     },
+    /// A legal hold forbids it.
+    #[error("a legal hold on this person forbids it; subject.release ends one")]
+    Held {
+        /// The ids of the holds that stand, the oldest first; a person who is held very often has more.
+        holds: Vec<String>,
+    },
     /// The person's processing is restricted: store only.
     #[error("the processing of this person's data is restricted")]
     Restricted,

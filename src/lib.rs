@@ -17,6 +17,8 @@ pub mod audit;
 
 pub mod records;
 
+pub mod subjects;
+
 pub mod app;
 
 pub mod jobs;

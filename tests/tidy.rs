@@ -26,6 +26,7 @@ const LAYERS: &[&[&str]] = &[
     &["rpc"],
     &["jobs"],
     &["app"],
+    &["subjects"],
     &["records"],
     &["audit"],
     &["keyring"],

@@ -101,6 +101,11 @@ impl By {
         self.noted().digest = Some(sha256);
     }
 
+    /// Notes what the entry is to say under the subject's key.
+    pub fn tell(&self, metadata: Json) {
+        self.noted().metadata = Some(metadata);
+    }
+
     /// Notes something else that can be counted or compared: a label that only sidekeep writes.
     pub fn tells(&self, name: &str, value: impl std::fmt::Display) {
         self.noted().labels.push((format!("{OWN_LABELS}{name}"), value.to_string()));

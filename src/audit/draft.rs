@@ -37,6 +37,8 @@ pub struct Draft {
     pub given_id: bool,
     /// Whether persons who do not exist yet are created.
     pub creates: bool,
+    /// Whether it is sidekeep's own, and not an application's.
+    pub own: bool,
     /// What is stored in the clear; its persons are not filled in yet.
     pub entry: Entry,
     client: Option<String>,
@@ -106,6 +108,7 @@ impl Draft {
         let kept = given.id.is_some().then(|| Box::new(given.clone()));
         let id = given.id.unwrap_or_else(RecordId::generate);
         Ok(Self {
+            own: own.is_some(),
             entry: Entry {
                 stream: 0,
                 position: 0,
@@ -137,6 +140,11 @@ impl Draft {
     pub fn weight(&self) -> usize {
         let metadata = self.metadata.as_ref().map_or(0, |metadata| metadata.as_str().len());
         1024_usize.saturating_add(metadata.saturating_mul(2))
+    }
+
+    /// Leaves out address and program, which there is nobody to seal for.
+    pub(super) fn forget_client(&mut self) {
+        self.client = None;
     }
 
     /// The persons it names.

@@ -136,7 +136,7 @@ mod tests {
             let mut read = Growth::read(size, &grown.edge()).unwrap();
             prop_assert_eq!(&read, &grown);
             prop_assert_eq!(Growth::read(size + 1, &grown.edge()), None);
-            prop_assert_eq!(tiles.len() as u64, (1..6).map(|tier| size >> (4 * tier)).sum::<u64>());
+            prop_assert_eq!(u64::try_from(tiles.len()).unwrap(), (1..6).map(|tier| size >> (4 * tier)).sum::<u64>());
             for n in size..size + more {
                 let (mut one, mut other): (Vec<Tile>, Vec<Tile>) = (Vec::new(), Vec::new());
                 grown.push(leaf(n), |tile| one.push(tile));

@@ -151,9 +151,13 @@ impl Log {
             .await
     }
 
-    fn signer(&self) -> Result<&SigningKey> {
+    /// The key that signs.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] in a daemon without one.
+    pub fn signer(&self) -> Result<&SigningKey> {
         <[SigningKey]>::first(&self.signers).ok_or_else(|| {
-            Error::conflict("this daemon has no signing key; make one with `sidekeep signing generate` and name it in signing.key_files")
+            Error::conflict("this daemon has no signing key; ask one that has, or make one with `sidekeep signing generate` and name it in signing.key_files")
         })
     }
 

@@ -22,7 +22,7 @@ use crate::config::Audit;
 use crate::error::{Error, Result};
 use crate::keyring::{Keyring, Person, SigningKey, Subject};
 use crate::store::{Connection, Deadline, Store};
-use crate::values::UserId;
+use crate::values::{RecordId, UserId};
 
 /// The log of one deployment.
 #[derive(Debug)]
@@ -208,18 +208,65 @@ impl Log {
     /// # Errors
     /// The database's; [`UnknownActor`] within an internal error.
     pub async fn stage(&self, tx: &mut Connection, by: &By, subject: &Subject) -> Result<Staged> {
+        self.stage_about(tx, by, Some(subject)).await
+    }
+
+    /// As [`Log::stage`], perhaps about a record whose person was erased.
+    ///
+    /// # Errors
+    /// As [`Log::stage`].
+    pub async fn stage_about(
+        &self,
+        tx: &mut Connection,
+        by: &By,
+        subject: Option<&Subject>,
+    ) -> Result<Staged> {
         if !by.stages {
             return Ok(None);
         }
-        self.may_append()?;
-        by.concerns(&subject.user_id);
+        if let Some(subject) = subject {
+            by.concerns(&subject.user_id);
+        }
+        self.stage_draft(tx, by, by.draft(Outcome::Success)?, subject.cloned()).await
+    }
+
+    /// Stages the entry of an erasure in its transaction, whatever `audit.access` says: without it a key that is gone is one
+    /// that somebody has taken. It bears the person's number, and nothing under the person's key. Whose address it came from
+    /// is kept where that is another person's, who has a key to seal it with.
+    ///
+    /// # Errors
+    /// As [`Log::stage`].
+    pub async fn stage_erasure(
+        &self,
+        tx: &mut Connection,
+        by: &By,
+        erased: &Subject,
+        entry_id: &RecordId,
+    ) -> Result<Staged> {
+        by.concerns(&erased.user_id);
         let mut draft = by.draft(Outcome::Success)?;
+        draft.entry.id = entry_id.as_str().to_owned();
+        if by.actor.as_ref().is_none_or(|actor| actor.as_str() == erased.user_id) {
+            draft.forget_client();
+        }
+        let nobody = Subject { key: self.keyring.own()?.key.clone(), ..erased.clone() };
+        self.stage_draft(tx, by, draft, Some(nobody)).await
+    }
+
+    async fn stage_draft(
+        &self,
+        tx: &mut Connection,
+        by: &By,
+        mut draft: Draft,
+        subject: Option<Subject>,
+    ) -> Result<Staged> {
+        self.may_append()?;
         let mut known = HashMap::new();
-        known.insert(
-            subject.user_id.clone(),
-            Known { subject: Arc::new(subject.clone()), wrapped_key: Vec::new() },
-        );
-        if let Some(actor) = by.actor.as_ref().filter(|actor| actor.as_str() != subject.user_id) {
+        if let Some(subject) = subject {
+            let user_id = subject.user_id.clone();
+            known.insert(user_id, Known { subject: Arc::new(subject), wrapped_key: Vec::new() });
+        }
+        if let Some(actor) = by.actor.as_ref().filter(|actor| !known.contains_key(actor.as_str())) {
             let found = Person::find(tx, &[actor.as_str()]).await?;
             let Some(person) = found.into_iter().next() else {
                 return Err(Error::internal(UnknownActor(actor.clone())));

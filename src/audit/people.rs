@@ -61,7 +61,7 @@ impl People {
     }
 
     /// Creates whom these entries name and who does not exist yet, where they may create somebody; to be called after
-    /// [`People::find`].
+    /// [`People::find`]. Answers who was erased and is refused for a while.
     ///
     /// # Errors
     /// The store's.
@@ -71,14 +71,15 @@ impl People {
         keyring: &Keyring,
         drafts: &[&Draft],
         deadline: &Deadline,
-    ) -> Result<()> {
+    ) -> Result<Vec<String>> {
         let creating = drafts.iter().filter(|draft| draft.creates).flat_map(|draft| draft.people());
         let unknown: Vec<&UserId> = creating.filter(|person| !self.0.contains_key(person.as_str())).collect();
         if unknown.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
-        keyring.create(store, deadline, &unknown).await?;
-        self.find(store, keyring, drafts, deadline).await
+        let refused = keyring.create_allowed(store, deadline, &unknown).await?;
+        self.find(store, keyring, drafts, deadline).await?;
+        Ok(refused)
     }
 
     /// Everybody who is known.

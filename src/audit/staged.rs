@@ -36,6 +36,7 @@ struct New<'a> {
     labels: Option<serde_json::Value>,
     client_sealed: Option<&'a [u8]>,
     mac: Vec<u8>,
+    metadata_sealed: Option<&'a [u8]>,
 }
 
 #[derive(Queryable, Selectable)]
@@ -52,6 +53,7 @@ struct Stored {
     labels: Option<serde_json::Value>,
     client_sealed: Option<Vec<u8>>,
     mac: Vec<u8>,
+    metadata_sealed: Option<Vec<u8>>,
 }
 
 impl Stored {
@@ -75,7 +77,7 @@ impl Stored {
             occurred_at: None,
             labels,
             client_sealed: self.client_sealed,
-            metadata_sealed: None,
+            metadata_sealed: self.metadata_sealed,
         };
         Some((self.number, self.mac, entry))
     }
@@ -107,6 +109,7 @@ pub async fn stage(tx: &mut Connection, own: &Deployment, entry: Entry) -> Resul
         outcome: entry.outcome.as_deref(),
         labels: entry.labels.as_ref().map(serde_json::to_value).transpose().map_err(Error::internal)?,
         client_sealed: entry.client_sealed.as_deref(),
+        metadata_sealed: entry.metadata_sealed.as_deref(),
         mac: own.mac(PURPOSE, &[own.name().as_bytes(), &entry.canonical()]),
     };
     let number: i64 = diesel::insert_into(audit_staged::table)

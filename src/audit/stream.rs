@@ -189,7 +189,7 @@ impl Stream {
                         appended: None,
                     });
                 }
-                connection.client.batch_execute("ROLLBACK").await.map_err(away)?;
+                connection.roll_back().await.map_err(away)?;
                 tracing::error!(
                     stream = number,
                     "its head was not sealed by a daemon; it is not appended to"

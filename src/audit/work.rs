@@ -144,6 +144,24 @@ pub(super) fn refuse(batch: Vec<Work>, error: impl Fn() -> Error) {
     }
 }
 
+/// Refuses what applications say of persons who were erased and are refused for a while. An access entry, which is not theirs
+/// to leave out, names nobody then.
+pub(super) fn without(batch: Vec<Work>, refused: &[String]) -> Vec<Work> {
+    let names = |draft: &Draft| {
+        !draft.own && draft.people().any(|person| refused.iter().any(|refused| refused == person.as_str()))
+    };
+    let mut left = Vec::with_capacity(batch.len());
+    for work in batch {
+        match work {
+            Work::Append(group) if !refused.is_empty() && group.drafts.iter().any(names) => {
+                group.answer(Err(crate::keyring::refused()));
+            }
+            work => left.push(work),
+        }
+    }
+    left
+}
+
 /// Leaves out those whose callers have gone: nothing of them is in the log.
 pub(super) fn still_wanted(batch: Vec<Work>) -> Vec<Work> {
     batch

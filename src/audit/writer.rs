@@ -15,7 +15,7 @@ use super::queue::Request;
 use super::refused::Refused;
 use super::staged;
 use super::stream::{Placed, Sent, Settled, Stream};
-use super::work::{Work, answer, distinct, one_try_less, refuse, still_wanted};
+use super::work::{Work, answer, distinct, one_try_less, refuse, still_wanted, without};
 use crate::error::{Error, Result, chain};
 use crate::keyring::Keyring;
 use crate::store::{Deadline, Store};
@@ -255,7 +255,7 @@ impl Writer {
         let batch = if batch.iter().any(creating) { self.known_ids(batch).await? } else { batch };
         let drafts: Vec<&Draft> = batch.iter().flat_map(Work::drafts).collect();
         match self.people.create(&self.store, &self.keyring, &drafts, deadline).await {
-            Ok(()) => Ok(batch),
+            Ok(refused) => Ok(without(batch, &refused)),
             Err(error) => Err((error, batch)),
         }
     }

@@ -7,9 +7,11 @@ use clap::{Parser, Subcommand};
 pub use exit::{exit_code, message};
 
 mod call;
+mod certificate;
 mod client;
 mod completions;
 mod config;
+mod data_map;
 mod dev;
 mod exit;
 mod health;
@@ -20,11 +22,13 @@ mod migrate;
 mod openrpc;
 mod output;
 mod recover;
+mod request;
 mod serve;
 mod setup;
 mod signing;
 mod socket;
 mod status;
+mod subject;
 mod verify;
 
 /// Keeps the records that privacy and security law asks for, beside an application.
@@ -61,9 +65,13 @@ enum Command {
     Call(call::Args),
     Health(health::Args),
     Status(status::Args),
+    Subject(subject::Args),
+    Request(request::Args),
     Config(config::Args),
     Keyring(keyring::Args),
     Signing(signing::Args),
+    Certificate(certificate::Args),
+    DataMap(data_map::Args),
     Verify(verify::Args),
     Recover(recover::Args),
     Openrpc(openrpc::Args),
@@ -85,9 +93,13 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Call(args) => call::run(args, &global),
         Command::Health(args) => health::run(args, &global),
         Command::Status(args) => status::run(args, &global),
+        Command::Subject(args) => subject::run(args, &global),
+        Command::Request(args) => request::run(args, &global),
         Command::Config(args) => config::run(args, &global),
         Command::Keyring(args) => keyring::run(args, &global),
         Command::Signing(args) => signing::run(args, &global),
+        Command::Certificate(args) => certificate::run(args, &global),
+        Command::DataMap(args) => data_map::run(args, &global),
         Command::Verify(args) => verify::run(args, &global),
         Command::Recover(args) => recover::run(args, &global),
         Command::Openrpc(args) => openrpc::run(args),

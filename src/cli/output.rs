@@ -2,6 +2,11 @@
 
 use std::io::{IsTerminal as _, Write as _};
 
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+
+use super::Global;
+
 /// Standard output took no more.
 #[derive(Debug, thiserror::Error)]
 #[error("standard output: {0}")]
@@ -12,6 +17,18 @@ pub(super) fn line(text: &str) -> Result<(), Unwritten> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{text}")?;
     Ok(out.flush()?)
+}
+
+/// Writes a result as a line for people, or with `--json` as it came.
+pub(super) fn shown<T: DeserializeOwned>(
+    global: &Global,
+    result: &RawValue,
+    text: impl FnOnce(&T) -> String,
+) -> anyhow::Result<()> {
+    if global.json {
+        return Ok(line(result.get())?);
+    }
+    Ok(line(&text(&serde_json::from_str(result.get())?))?)
 }
 
 /// Writes the bytes as they are.

@@ -54,6 +54,8 @@ pub struct Config {
     pub audit: Audit,
     /// The keys that sign checkpoints.
     pub signing: Signing,
+    /// What an erasure leaves.
+    pub erasure: Erasure,
     /// Work that is done by the clock.
     pub jobs: Jobs,
     /// Figures for a monitoring system.
@@ -251,13 +253,19 @@ pub enum Tls {
 pub struct Keyring {
     /// The key-encryption keys: the first wraps new keys, the others still open old ones.
     pub key_files: Vec<SecretFile>,
+    /// For how long the user id of an erased person is not taken again; unset, it may be at once.
+    pub refuse_again: Option<Period>,
     /// Who can open the copy that `sidekeep keyring generate` writes beside a new key: public keys of age.
     pub escrow_recipients: Vec<Recipient>,
 }
 
 impl Default for Keyring {
     fn default() -> Self {
-        Self { key_files: vec![SecretFile::new("/etc/sidekeep/keys/kek")], escrow_recipients: Vec::new() }
+        Self {
+            key_files: vec![SecretFile::new("/etc/sidekeep/keys/kek")],
+            refuse_again: None,
+            escrow_recipients: Vec::new(),
+        }
     }
 }
 
@@ -325,6 +333,25 @@ pub enum AuditAccess {
 pub struct Signing {
     /// The Ed25519 keys that sign checkpoints: the first signs, and the others have signed before.
     pub key_files: Vec<SecretFile>,
+}
+
+/// `[erasure]`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Erasure {
+    /// What becomes of consents.
+    pub consents: KeepConsents,
+}
+
+/// `erasure.consents`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum KeepConsents {
+    /// They are deleted with everything else.
+    #[default]
+    Delete,
+    /// Their clear columns are kept as evidence, under a number that leads to nobody.
+    Keep,
 }
 
 /// `[metrics]`.

@@ -15,6 +15,8 @@ const ENVELOPE: Size = Size::kib(4);
 
 const MILLISECOND: Period = Period::millis(1);
 const HOUR: Period = Period::seconds(3600);
+/// A century of Julian years.
+const CENTURY: Period = Period::seconds(100 * 31_557_600);
 
 /// What is wrong with a configuration that says nothing about a database.
 pub(super) const NO_DATABASE: &str =
@@ -252,6 +254,13 @@ impl Rules<'_> {
     }
 
     fn keyring(&mut self) {
+        let least = Period::seconds(1);
+        if let Some(again) = self.config.keyring.refuse_again
+            && !(least..=CENTURY).contains(&again)
+        {
+            let message = format!("must be from {least} to {CENTURY}, and is {again}; leave it out for none");
+            self.refuse("keyring.refuse_again", message);
+        }
         let files = &self.config.keyring.key_files;
         if files.is_empty() {
             self.refuse("keyring.key_files", "must name a key; make one with `sidekeep keyring generate`");

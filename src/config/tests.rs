@@ -125,6 +125,11 @@ const BROKEN: &[(&str, &str)] = &[
         "F:2:14: keyring.key_files[0]: must be credential:NAME, where NAME is that of LoadCredential=",
     ),
     (
+        "[keyring]\nrefuse_again = \"0s\"\n",
+        "F:2:16: keyring.refuse_again: must be from 1s to 100y, and is 0s; leave it out for none",
+    ),
+    ("[erasure]\nconsents = \"forget\"\n", "F:2:12: erasure.consents: must be one of \"delete\", \"keep\""),
+    (
         "[access]\nrequire_purpose = \"yes\"\n",
         "F:2:19: access.require_purpose: must be true or false, not text",
     ),

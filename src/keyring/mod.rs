@@ -13,11 +13,12 @@ mod rotation;
 mod seal;
 mod signing;
 mod start;
+mod taken;
 mod usage;
 
 pub use deployment::Deployment;
 pub use kek::{Kek, KekError, Keks};
-pub use person::{Keyring, Person, Subject};
+pub use person::{Keyring, Person, Subject, refused};
 pub use register::Daemon;
 pub use seal::{DataKey, Place};
 pub use signing::{SigningKey, SigningKeyError, verifies};

@@ -6,13 +6,14 @@ use arc_swap::ArcSwap;
 use aws_lc_rs::rand;
 use chrono::{DateTime, Utc};
 use diesel::prelude::{
-    ExpressionMethods, OptionalExtension, QueryDsl, Queryable, Selectable, SelectableHelper,
+    ExpressionMethods, QueryDsl, Queryable, Selectable, SelectableHelper,
 };
+use diesel::sql_types::{Array, Bytea, Int8, Text};
 use diesel_async::RunQueryDsl;
 use zeroize::Zeroizing;
 
 use super::deployment::Deployment;
-use super::kek::{Keks, Owner};
+use super::kek::{Kek, Keks, Owner};
 use super::register::Register;
 use super::rotation::Progress;
 use super::seal::DataKey;
@@ -118,16 +119,55 @@ impl Keyring {
     /// order of their user ids, so that two callers who create the same people do not deadlock.
     ///
     /// # Errors
-    /// As [`Store::autocommit`].
+    /// [`Error::Conflict`] where one of them was erased and is refused for a while; the others exist then. Else as
+    /// [`Store::autocommit`].
     pub async fn create(&self, store: &Store, deadline: &Deadline, user_ids: &[&UserId]) -> Result<()> {
+        if self.create_allowed(store, deadline, user_ids).await?.is_empty() { Ok(()) } else { Err(refused()) }
+    }
+
+    /// As [`Keyring::create`], and answers who is refused.
+    ///
+    /// # Errors
+    /// As [`Store::autocommit`].
+    pub async fn create_allowed(
+        &self,
+        store: &Store,
+        deadline: &Deadline,
+        user_ids: &[&UserId],
+    ) -> Result<Vec<String>> {
         let mut user_ids: Vec<&str> = user_ids.iter().map(|user_id| user_id.as_str()).collect();
         user_ids.sort_unstable();
         user_ids.dedup();
-        let mut rows = Vec::with_capacity(user_ids.len());
-        for user_id in user_ids {
-            rows.push(self.draw(random_subject_id()?, Some(user_id))?);
+        // One for all, whichever keys the daemon may be given meanwhile.
+        let keks = self.keks();
+        let kek = keks.wrapping()?;
+        let (mut ids, mut keys, mut digests) = (Vec::new(), Vec::new(), Vec::new());
+        for user_id in &user_ids {
+            let row = self.draw(kek, random_subject_id()?, Some(user_id))?;
+            ids.push(row.subject_id);
+            keys.push(row.wrapped_key);
+            digests.push(self.refusal(user_id)?);
         }
-        self.insert(store, deadline, &rows).await
+        store
+            .autocommit(deadline, "subjects.create", async |connection| {
+                let created = diesel::sql_query(CREATE)
+                    .bind::<Array<Int8>, _>(&ids)
+                    .bind::<Array<Text>, _>(&user_ids)
+                    .bind::<Array<Bytea>, _>(&keys)
+                    .bind::<Array<Bytea>, _>(&digests)
+                    .bind::<Text, _>(kek.id());
+                let refused: Vec<Refused> = created.load(connection).await?;
+                Ok(refused.into_iter().map(|refused| refused.user_id).collect())
+            })
+            .await
+    }
+
+    /// What stands for a user id that is not to be taken again: it tells nothing without the deployment's key.
+    ///
+    /// # Errors
+    /// As [`Keyring::own`].
+    pub fn refusal(&self, user_id: &str) -> Result<Vec<u8>> {
+        Ok(self.own()?.mac("sidekeep refusal", &[self.deployment.as_bytes(), user_id.as_bytes()]))
     }
 
     pub(super) async fn insert(&self, store: &Store, deadline: &Deadline, rows: &[NewPerson]) -> Result<()> {
@@ -143,11 +183,9 @@ impl Keyring {
             .await
     }
 
-    pub(super) fn draw(&self, subject_id: i64, user_id: Option<&str>) -> Result<NewPerson> {
+    pub(super) fn draw(&self, kek: &Kek, subject_id: i64, user_id: Option<&str>) -> Result<NewPerson> {
         let mut data_key = Zeroizing::new([0_u8; 32]);
         rand::fill(&mut *data_key).map_err(Error::internal)?;
-        let keks = self.keks();
-        let kek = keks.wrapping()?;
         let owner = Owner { deployment: &self.deployment, subject_id, user_id };
         Ok(NewPerson {
             subject_id,
@@ -156,6 +194,22 @@ impl Keyring {
             kek_id: kek.id().to_owned(),
         })
     }
+}
+
+/// Inserts persons, and answers those who are refused.
+const CREATE: &str = "SELECT * FROM sidekeep.create_subjects($1, $2, $3, $4, $5) AS refused (user_id)";
+
+#[derive(diesel::QueryableByName)]
+struct Refused {
+    #[diesel(sql_type = Text)]
+    user_id: String,
+}
+
+/// What a writer hears who would bring an erased person back.
+pub fn refused() -> Error {
+    Error::conflict(
+        "user_id: this person was erased, and keyring.refuse_again keeps the user id from being taken again so soon",
+    )
 }
 
 #[derive(diesel::Insertable)]
@@ -185,11 +239,6 @@ impl Person {
         Owner { deployment, subject_id: self.subject_id, user_id: self.user_id.as_deref() }
     }
 
-    /// Which key-encryption key wraps the key.
-    pub(super) fn kek_id(&self) -> &str {
-        &self.kek_id
-    }
-
     /// The number that stands for the person.
     pub fn subject_id(&self) -> i64 {
         self.subject_id
@@ -203,6 +252,16 @@ impl Person {
     /// The wrapped key: as long as the row has it, the person is the same.
     pub fn wrapped_key(&self) -> &[u8] {
         &self.wrapped_key
+    }
+
+    /// Whether processing is restricted.
+    pub fn is_restricted(&self) -> bool {
+        self.restricted_at.is_some()
+    }
+
+    /// Which key-encryption key wraps the person's key.
+    pub fn kek_id(&self) -> &str {
+        &self.kek_id
     }
 
     /// Reads those of these people who exist.
@@ -221,24 +280,6 @@ impl Person {
     pub async fn find_by_id(connection: &mut Connection, subject_ids: &[i64]) -> Result<Vec<Self>> {
         let rows = subjects::table.filter(subjects::subject_id.eq_any(subject_ids)).select(Self::as_select());
         Ok(rows.load(connection).await?)
-    }
-
-    /// Reads a person and keeps the row from being erased, held or restricted until the transaction ends.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn share(tx: &mut Connection, user_id: &UserId) -> Result<Option<Self>> {
-        let row = subjects::table.filter(subjects::user_id.eq(user_id.as_str())).select(Self::as_select());
-        Ok(row.for_share().first(tx).await.optional()?)
-    }
-
-    /// As [`Person::share`], by subject id.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn share_by_id(tx: &mut Connection, subject_id: i64) -> Result<Option<Self>> {
-        let row = subjects::table.find(subject_id).select(Self::as_select());
-        Ok(row.for_share().first(tx).await.optional()?)
     }
 }
 

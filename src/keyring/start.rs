@@ -103,7 +103,7 @@ impl Keyring {
                     return Ok(());
                 }
                 None => {
-                    let row = self.draw(DEPLOYMENT, None)?;
+                    let row = self.draw(self.keks().wrapping()?, DEPLOYMENT, None)?;
                     self.insert(store, deadline, &[row]).await?;
                 }
             }

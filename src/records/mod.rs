@@ -4,9 +4,13 @@
 
 pub mod consent;
 pub mod conversation;
+pub mod find;
+mod held;
 pub mod preferences;
 pub mod profile;
 mod row;
+
+pub use held::{open_holds, unheld};
 
 use std::sync::Arc;
 
@@ -19,7 +23,7 @@ use crate::audit::{By, Log, Staged, UnknownActor};
 use crate::config::Limits;
 use crate::error::{Error, Result};
 use crate::keyring::{Keyring, Person, Subject};
-use crate::store::schema::{consent_records, conversations, subjects};
+use crate::store::schema::{consent_records, conversations, legal_holds, requests, subjects};
 use crate::store::{Connection, Store};
 use crate::values::{Json, RecordId, UserId};
 
@@ -53,9 +57,20 @@ where
 
 /// An id that the caller chose, and what it must not be taken by.
 #[derive(Clone, Copy, Debug)]
-enum Taken<'a> {
+pub(crate) enum Taken<'a> {
     Consent(&'a RecordId),
     Conversation(&'a RecordId),
+    Hold(&'a RecordId),
+    Request(&'a RecordId),
+}
+
+/// How a change takes the person's row.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Take {
+    /// Beside other changes, so that the person stays as found.
+    Share,
+    /// Alone: every change before has ended, every later one sees what this one leaves.
+    Alone,
 }
 
 impl Records {
@@ -86,20 +101,39 @@ impl Records {
         F: for<'c> Write<'c, T> + Send + Sync,
         T: Send,
     {
+        self.write_taking(by, (user_id, Take::Share), taken, body).await
+    }
+
+    /// As [`Records::write`], with the person's row taken this way.
+    pub(crate) async fn write_taking<T, F>(
+        &self,
+        by: &By,
+        (user_id, take): (&UserId, Take),
+        taken: Option<Taken<'_>>,
+        body: F,
+    ) -> Result<T>
+    where
+        F: for<'c> Write<'c, T> + Send + Sync,
+        T: Send,
+    {
         for _ in 0..TRIES {
-            if let Some(output) = self.write_known(by, user_id, &body).await? {
+            if let Some(output) = self.write_known_taking(by, (user_id, take), &body).await? {
                 return Ok(output);
             }
-            if let Some(taken) = taken {
-                self.refuse_taken(by, taken).await?;
+            if let Some(taken) = taken
+                && self.is_taken(by, taken).await?
+            {
+                // The same call, sent twice at once, may have created the person and the record since.
+                let output = self.write_known_taking(by, (user_id, take), &body).await?;
+                return output.ok_or_else(|| Error::conflict("another record has this id"));
             }
             self.keyring.create(&self.store, &by.deadline, &[user_id]).await?;
         }
         Err(Error::unavailable("the person is created and erased again and again"))
     }
 
-    /// An unknown person has no records yet: whatever stands under the id is somebody else's.
-    async fn refuse_taken(&self, by: &By, taken: Taken<'_>) -> Result<()> {
+    /// Whether a record has this id. An unknown person has none yet: it would be somebody else's.
+    async fn is_taken(&self, by: &By, taken: Taken<'_>) -> Result<bool> {
         let found: i64 = self
             .store
             .single(&by.deadline, "records.taken", async |connection| {
@@ -110,10 +144,16 @@ impl Records {
                     Taken::Conversation(id) => {
                         conversations::table.find(id.as_str()).count().get_result(connection).await?
                     }
+                    Taken::Hold(id) => {
+                        legal_holds::table.find(id.as_str()).count().get_result(connection).await?
+                    }
+                    Taken::Request(id) => {
+                        requests::table.find(id.as_str()).count().get_result(connection).await?
+                    }
                 })
             })
             .await?;
-        if found > 0 { Err(Error::conflict("another record has this id")) } else { Ok(()) }
+        Ok(found > 0)
     }
 
     /// Writes about a person, or answers nothing where nobody has this user id.
@@ -122,10 +162,28 @@ impl Records {
         F: for<'c> Write<'c, T> + Send + Sync,
         T: Send,
     {
+        self.write_known_taking(by, (user_id, Take::Share), body).await
+    }
+
+    /// As [`Records::write_known`], with the person's row taken this way.
+    pub(crate) async fn write_known_taking<T, F>(
+        &self,
+        by: &By,
+        (user_id, take): (&UserId, Take),
+        body: &F,
+    ) -> Result<Option<T>>
+    where
+        F: for<'c> Write<'c, T> + Send + Sync,
+        T: Send,
+    {
         self.entered(by, async || {
             self.store
                 .transact(&by.deadline, by.method, async |tx| {
-                    let Some(person) = Person::share(tx, user_id).await? else { return Ok(None) };
+                    let person = match take {
+                        Take::Share => Person::share(tx, user_id).await?,
+                        Take::Alone => Person::lock(tx, user_id).await?,
+                    };
+                    let Some(person) = person else { return Ok(None) };
                     let subject = self.keyring.open(person)?;
                     by.concerns(&subject.user_id);
                     let output = body(tx, &subject).await?;
@@ -138,7 +196,7 @@ impl Records {
 
     /// Runs a change that stages its entry, and hands the entry over once it is committed. Begins anew where the actor has
     /// first to be created.
-    async fn entered<T, F, R>(&self, by: &By, change: F) -> Result<Option<T>>
+    pub(crate) async fn entered<T, F, R>(&self, by: &By, change: F) -> Result<Option<T>>
     where
         F: Fn() -> R,
         R: Future<Output = Result<Option<(T, Staged)>>> + Send,

@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::row::Row;
-use super::{Deleted, Records, expect_version};
+use super::{Deleted, Records, expect_version, unheld};
 use crate::audit::{By, SUBJECT};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
@@ -164,6 +164,7 @@ impl Records {
             .write_known(by, user_id, &async |tx: &mut Connection, subject: &Subject| {
                 by.about("preferences", SUBJECT);
                 subject.unrestricted()?;
+                unheld(tx, subject.id).await?;
                 Ok(diesel::delete(user_preferences::table.find(subject.id)).execute(tx).await?)
             })
             .await?;

@@ -8,12 +8,13 @@ use diesel_async::RunQueryDsl;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::find::Digests;
 use super::row::Row;
-use super::{Change, Deleted, Records, expect_version};
+use super::{Change, Deleted, Records, expect_version, unheld};
 use crate::audit::{By, SUBJECT};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
-use crate::keyring::{Person, Subject};
+use crate::keyring::{Deployment, Person, Subject};
 use crate::store::schema::{subjects, user_profiles};
 use crate::store::{Connection, Fixed};
 use crate::values::{Json, ShortText, UserId};
@@ -113,6 +114,8 @@ struct New {
     email_sealed: Vec<u8>,
     full_name_sealed: Option<Vec<u8>>,
     metadata_sealed: Option<Vec<u8>>,
+    username_digest: Vec<u8>,
+    email_digest: Vec<u8>,
 }
 
 impl Stored {
@@ -138,9 +141,11 @@ impl Records {
     /// [`Error::Conflict`] when there is one.
     pub async fn create_profile(&self, by: &By, create: Create) -> Result<Profile> {
         self.check_size("metadata", create.metadata.as_ref())?;
+        let own = self.keyring.own()?;
         self.write(by, &create.user_id, None, async |tx, subject| {
             by.about("profile", SUBJECT);
             subject.unrestricted()?;
+            let digests = Digests::of(own, create.username.as_str(), create.email.as_str());
             let row = Row::new(subject, TABLE, subject.id);
             let new = New {
                 subject_id: subject.id,
@@ -150,6 +155,8 @@ impl Records {
                     .seal_some("full_name_sealed", create.full_name.as_ref().map(ShortText::as_str))?,
                 metadata_sealed: row
                     .seal_some("metadata_sealed", create.metadata.as_ref().map(Json::as_str))?,
+                username_digest: digests.username,
+                email_digest: digests.email,
             };
             let stored: Option<Stored> = diesel::insert_into(user_profiles::table)
                 .values(&new)
@@ -197,7 +204,7 @@ impl Records {
                 let stored = lock(tx, subject).await?.ok_or(Error::NotFound { what: "profile" })?;
                 expect_version(update.expected_version, stored.version)?;
                 let profile = self.patch(stored.open(subject)?, update.changes.clone())?;
-                save(tx, subject, &profile).await
+                save(tx, subject, self.keyring.own()?, &profile).await
             })
             .await?;
         changed.ok_or(Error::NotFound { what: "profile" })
@@ -243,6 +250,7 @@ impl Records {
             .write_known(by, user_id, &async |tx: &mut Connection, subject: &Subject| {
                 by.about("profile", SUBJECT);
                 subject.unrestricted()?;
+                unheld(tx, subject.id).await?;
                 Ok(diesel::delete(user_profiles::table.find(subject.id)).execute(tx).await?)
             })
             .await?;
@@ -255,7 +263,13 @@ async fn lock(tx: &mut Connection, subject: &Subject) -> Result<Option<Stored>> 
     Ok(row.first(tx).await.optional()?)
 }
 
-async fn save(tx: &mut Connection, subject: &Subject, profile: &Profile) -> Result<Profile> {
+async fn save(
+    tx: &mut Connection,
+    subject: &Subject,
+    own: &Deployment,
+    profile: &Profile,
+) -> Result<Profile> {
+    let digests = Digests::of(own, &profile.username, &profile.email);
     let row = Row::new(subject, TABLE, subject.id);
     let stored: Stored = diesel::update(user_profiles::table.find(subject.id))
         .set((
@@ -265,6 +279,8 @@ async fn save(tx: &mut Connection, subject: &Subject, profile: &Profile) -> Resu
                 .eq(row.seal_some("full_name_sealed", profile.full_name.as_deref())?),
             user_profiles::metadata_sealed
                 .eq(row.seal_some("metadata_sealed", profile.metadata.as_ref().map(Json::as_str))?),
+            user_profiles::username_digest.eq(digests.username),
+            user_profiles::email_digest.eq(digests.email),
             user_profiles::version.eq(user_profiles::version + 1),
         ))
         .returning(Stored::as_returning())

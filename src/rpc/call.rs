@@ -316,6 +316,7 @@ impl Calls {
                 | Error::UnknownOutcome
                 | Error::Internal(_),
             ) => return Ok(()),
+            Err(Error::Held { .. } | Error::Restricted) => Outcome::Denied,
             Err(_) => Outcome::Failure,
         };
         if !wanted || by.is_staged() {

@@ -50,6 +50,7 @@ kinds! {
     NOT_FOUND = "not_found", -32020, false, "There is no such record, entry or subject.";
     CONFLICT = "conflict", -32021, false, "It exists already, the same id has other content, or expected_version is not current.";
     FORBIDDEN = "forbidden", -32022, false, "The peer may not call this method.";
+    HELD = "held", -32023, false, "A legal hold forbids it: erasure, any delete, replacing messages. data.holds lists the holds.";
     RESTRICTED = "restricted", -32024, false, "The person's processing is restricted: store only.";
     TOO_LARGE = "too_large", -32025, false, "A message, record or answer is over its limit.";
     OVERLOADED = "overloaded", -32026, true, "A queue was full past its wait; nothing was done.";
@@ -83,6 +84,7 @@ pub fn object(error: &Error, request_id: &str) -> ErrorObjectOwned {
             current_version.map_or(Value::Null, |version| json!({ "current_version": version })),
         ),
         Error::Forbidden { .. } => FORBIDDEN.object(text, Value::Null),
+        Error::Held { holds } => HELD.object(text, json!({ "holds": holds })),
         Error::Restricted => RESTRICTED.object(text, Value::Null),
         Error::TooLarge { max, .. } => TOO_LARGE.object(text, json!({ "max": max })),
         Error::Overloaded { retry_after, .. } => OVERLOADED.object(text, retry_after_ms(*retry_after)),
@@ -106,6 +108,7 @@ pub fn outcome(error: &Error) -> &'static str {
         Error::NotFound { .. } => NOT_FOUND.name,
         Error::Conflict { .. } => CONFLICT.name,
         Error::Forbidden { .. } => FORBIDDEN.name,
+        Error::Held { .. } => HELD.name,
         Error::Restricted => RESTRICTED.name,
         Error::TooLarge { .. } => TOO_LARGE.name,
         Error::Overloaded { .. } => OVERLOADED.name,

@@ -40,6 +40,14 @@ impl Dedicated {
         self.client.batch_execute("BEGIN").await
     }
 
+    /// Ends it without a trace.
+    ///
+    /// # Errors
+    /// PostgreSQL's.
+    pub async fn roll_back(&self) -> Result<(), tokio_postgres::Error> {
+        self.client.batch_execute("ROLLBACK").await
+    }
+
     /// Commits it. Without an answer its outcome is not known.
     ///
     /// # Errors

@@ -26,6 +26,17 @@ diesel::table! {
 }
 
 diesel::table! {
+    sidekeep.legal_holds (id) {
+        id -> Text,
+        subject_id -> Int8,
+        reason_sealed -> Bytea,
+        placed_at -> Timestamptz,
+        released_at -> Nullable<Timestamptz>,
+        release_reason_sealed -> Nullable<Bytea>,
+    }
+}
+
+diesel::table! {
     sidekeep.user_profiles (subject_id) {
         subject_id -> Int8,
         username_sealed -> Bytea,
@@ -35,6 +46,8 @@ diesel::table! {
         version -> Int8,
         created_at -> Timestamptz,
         updated_at -> Timestamptz,
+        username_digest -> Nullable<Bytea>,
+        email_digest -> Nullable<Bytea>,
     }
 }
 
@@ -155,6 +168,7 @@ diesel::table! {
         labels -> Nullable<Jsonb>,
         client_sealed -> Nullable<Bytea>,
         mac -> Bytea,
+        metadata_sealed -> Nullable<Bytea>,
     }
 }
 
@@ -229,6 +243,24 @@ diesel::table! {
 }
 
 diesel::table! {
+    sidekeep.requests (id) {
+        id -> Text,
+        subject_id -> Int8,
+        kind -> Text,
+        channel -> Nullable<Text>,
+        opened_at -> Timestamptz,
+        received_at -> Timestamptz,
+        due_at -> Timestamptz,
+        extended_at -> Nullable<Timestamptz>,
+        extension_reason_sealed -> Nullable<Bytea>,
+        closed_at -> Nullable<Timestamptz>,
+        outcome -> Nullable<Text>,
+        outcome_reason_sealed -> Nullable<Bytea>,
+        results -> Jsonb,
+    }
+}
+
+diesel::table! {
     sidekeep.subject_erasures (subject_id) {
         subject_id -> Int8,
         erased_at -> Timestamptz,
@@ -240,6 +272,32 @@ diesel::table! {
     }
 }
 
+diesel::table! {
+    sidekeep.consent_evidence (subject_id, id) {
+        id -> Text,
+        subject_id -> Int8,
+        number -> Int8,
+        consent_type -> Text,
+        granted -> Bool,
+        given_at -> Timestamptz,
+        expires_at -> Nullable<Timestamptz>,
+        policy_version -> Nullable<Text>,
+        policy_sha256 -> Nullable<Text>,
+        legal_basis -> Nullable<Text>,
+        method -> Nullable<Text>,
+        language -> Nullable<Text>,
+        recorded_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    sidekeep.subject_refusals (digest) {
+        digest -> Bytea,
+        refused_until -> Timestamptz,
+    }
+}
+
+diesel::joinable!(legal_holds -> subjects (subject_id));
 diesel::joinable!(user_profiles -> subjects (subject_id));
 diesel::joinable!(user_preferences -> subjects (subject_id));
 diesel::joinable!(consent_records -> subjects (subject_id));
@@ -248,6 +306,8 @@ diesel::joinable!(conversation_messages -> conversations (conversation_id));
 
 diesel::allow_tables_to_appear_in_same_query!(
     subjects,
+    legal_holds,
+    requests,
     user_profiles,
     user_preferences,
     consent_records,

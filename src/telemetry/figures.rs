@@ -26,6 +26,8 @@ pub const JOB_RUNS: &str = "sidekeep_job_runs_total";
 pub const JOB_DURATION: &str = "sidekeep_job_duration_seconds";
 /// How long ago the last run of a job ended, by `job`.
 pub const JOB_AGE: &str = "sidekeep_job_age_seconds";
+/// How many requests of people are open: all, those due within seven days, those overdue.
+pub const REQUESTS: &str = "sidekeep_requests";
 /// How many requests wait for the writers of the audit log.
 pub const AUDIT_QUEUE: &str = "sidekeep_audit_queue";
 /// How many entries were staged with changes and are not in the audit log yet, in the whole database.
@@ -79,6 +81,7 @@ fn describe() {
     describe_counter!(JOB_RUNS, "Runs of jobs that ended here, by job and outcome.");
     describe_histogram!(JOB_DURATION, Unit::Seconds, "How long runs of jobs took, by job.");
     describe_gauge!(JOB_AGE, Unit::Seconds, "How long ago the last run of a job ended, by job.");
+    describe_gauge!(REQUESTS, Unit::Count, "Open requests of people: all, due within seven days, overdue.");
     describe_gauge!(AUDIT_QUEUE, "Requests that wait for the writers of the audit log.");
     describe_gauge!(AUDIT_STAGED, "Entries that were staged with changes and are not in the audit log yet.");
     describe_gauge!(AUDIT_STAGED_AGE, Unit::Seconds, "How long the oldest staged entry has waited.");

@@ -2,9 +2,11 @@
 
 use std::borrow::Cow;
 
+mod jcs;
 mod json;
 mod page;
 
+pub use jcs::jcs;
 pub use json::{Json, Object, member_fault, object, plain};
 pub use page::{Limit, Page, decode, encode, fit, total};
 

@@ -175,7 +175,7 @@ fn each_role_has_its_methods() {
     ];
     let roles = [
         ("app", app()),
-        ("privacy", named(&["rpc.discover", "system.health"])),
+        ("privacy", named(&["subject.", "request.", "rpc.discover", "system.health"])),
         ("auditor", named(&auditor)),
         ("operator", operator()),
         ("admin", named(&[""])),

@@ -113,7 +113,7 @@ fn a_connection_cut_at_any_step_is_unnoticed() {
         // What takes the next stream does so with the next batch.
         let follower = format!("c{number}-next");
         heard.call(&mut client, &follower).unwrap();
-        wait_for("the last trap", || {
+        wait_for(&format!("the last of {traps:?}"), || {
             (proxy.failed() == failed + u32::try_from(traps.len()).unwrap()).then_some(())
         });
         assert_eq!(other.ok("audit.append", given.clone()), receipt, "{traps:?}: sent again elsewhere");

@@ -36,7 +36,7 @@ type Step = (&'static str, fn(&str) -> bool);
 
 /// Each durable step of a write about somebody new; all but the first are those of a write about anybody.
 const STEPS: [Step; 5] = [
-    ("create the person", |sql| sql.starts_with("INSERT INTO") && sql.contains("subjects")),
+    ("create the person", |sql| sql.contains("create_subjects")),
     ("BEGIN", |sql| sql == "BEGIN"),
     ("the person FOR SHARE", |sql| sql.contains("FOR SHARE")),
     ("INSERT", |sql| sql.starts_with("INSERT INTO") && sql.contains("consent_records")),

@@ -148,8 +148,8 @@ fn reached(at: DateTime<Utc>, blocks: u64) -> u64 {
     u64::try_from(there.unwrap_or(0)).unwrap_or(0)
 }
 
-/// The verified blocks that are due again now, and where the second look stands then.
-pub(super) fn due(state: &State, now: DateTime<Utc>) -> (Vec<Range<u64>>, u64) {
+/// The verified blocks that are due again now, in two parts where the second look begins anew, and where the second look stands then.
+pub(super) fn due(state: &State, now: DateTime<Utc>) -> ([Range<u64>; 2], u64) {
     let blocks = state.blocks.size();
     let end = reached(now, blocks);
     let elapsed = now.signed_duration_since(state.at).to_std();
@@ -158,15 +158,15 @@ pub(super) fn due(state: &State, now: DateTime<Utc>) -> (Vec<Range<u64>>, u64) {
     let start = state.again.min(blocks);
     let wraps = reached(now, u64::from(u32::MAX)) < reached(state.at, u64::from(u32::MAX));
     if all || (wraps && end >= start) {
-        return (vec![0..blocks], end);
+        return ([0..blocks, 0..0], end);
     }
     let length =
         if wraps { blocks.saturating_sub(start).saturating_add(end) } else { end.saturating_sub(start) };
     let length = length.max(LEAST);
     let ranges = if end >= length {
-        vec![end.saturating_sub(length)..end]
+        [end.saturating_sub(length)..end, 0..0]
     } else {
-        vec![0..end, blocks.saturating_sub(length.saturating_sub(end))..blocks]
+        [0..end, blocks.saturating_sub(length.saturating_sub(end))..blocks]
     };
     (ranges, end)
 }
@@ -219,8 +219,8 @@ mod tests {
         for range in covered(&newer) {
             assert!(covered(&older).iter().any(|wider| wider.start <= range.start && range.end <= wider.end));
         }
-        assert_eq!(due(&older, hours(24 * 8)).0, vec![0..10_000]);
-        assert_eq!(due(&newer, begin).0, vec![0..10_000]);
-        assert_eq!(due(&state(64, 3, begin), hours(1)).0, vec![0..64]);
+        assert_eq!(due(&older, hours(24 * 8)).0, [0..10_000, 0..0]);
+        assert_eq!(due(&newer, begin).0, [0..10_000, 0..0]);
+        assert_eq!(due(&state(64, 3, begin), hours(1)).0, [0..64, 0..0]);
     }
 }

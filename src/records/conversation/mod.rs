@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use self::message::Message;
 use self::repeat::repeated;
 use super::row::Row;
-use super::{Change, Deleted, Records, Taken, expect_version};
+use super::{Change, Deleted, Records, Taken, expect_version, unheld};
 use crate::audit::By;
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
@@ -269,6 +269,9 @@ impl Records {
             self.check_messages(messages)?;
         }
         self.change(by, &update.id, async |tx: &mut Connection, subject: &Subject, stored: Stored| {
+            if matches!(update.changes.messages, Change::Set(_)) {
+                unheld(tx, subject.id).await?;
+            }
             expect_version(update.expected_version, stored.version)?;
             let mut conversation = stored.open(subject)?;
             self.patch_conversation(&mut conversation, &update.changes)?;
@@ -315,7 +318,8 @@ impl Records {
     /// The store's.
     pub async fn delete_conversation(&self, by: &By, id: &RecordId) -> Result<Deleted> {
         let deleted = self
-            .change(by, id, async |tx: &mut Connection, _: &Subject, stored: Stored| {
+            .change(by, id, async |tx: &mut Connection, subject: &Subject, stored: Stored| {
+                unheld(tx, subject.id).await?;
                 diesel::delete(conversations::table.find(&stored.id)).execute(tx).await?;
                 Ok(Deleted { deleted: true })
             })

@@ -94,7 +94,7 @@ fn add_writes(methods: &mut Methods) {
         |call, append: Append| async move { call.app.records.append_messages(&call.by, append).await },
     );
     methods.add(
-        About::write(
+        About::deletes(
             "conversation.update",
             "Applies a JSON Merge Patch (RFC 7396) to a conversation; messages are replaced as a whole.",
             (
@@ -105,7 +105,7 @@ fn add_writes(methods: &mut Methods) {
         |call, update: Update| async move { call.app.records.update_conversation(&call.by, update).await },
     );
     methods.add(
-        About::write(
+        About::deletes(
             "conversation.delete",
             "Deletes a conversation with its messages.",
             (WHICH, r#"{"deleted":true}"#),

@@ -7,7 +7,10 @@ mod job;
 mod keyring;
 mod preferences;
 mod profile;
+mod request;
 mod rpc;
+mod subject;
+mod subject_holds;
 mod system;
 
 pub(super) use system::Found;
@@ -92,6 +95,15 @@ impl About {
         }
     }
 
+    /// Of a method that deletes personal data, which a legal hold forbids.
+    const fn deletes(
+        name: &'static str,
+        summary: &'static str,
+        example: (&'static str, &'static str),
+    ) -> Self {
+        Self { errors: DELETES, ..Self::write(name, summary, example) }
+    }
+
     /// Of a method of the log.
     const fn log(name: &'static str, summary: &'static str, example: (&'static str, &'static str)) -> Self {
         Self {
@@ -173,6 +185,18 @@ const WRITE: &[Kind] = &[
     error::TAMPERED,
     error::UNKNOWN_OUTCOME,
 ];
+const DELETES: &[Kind] = &[
+    error::NOT_FOUND,
+    error::CONFLICT,
+    error::FORBIDDEN,
+    error::HELD,
+    error::RESTRICTED,
+    error::TOO_LARGE,
+    error::OVERLOADED,
+    error::UNAVAILABLE,
+    error::TAMPERED,
+    error::UNKNOWN_OUTCOME,
+];
 
 /// A method.
 pub struct Entry {
@@ -222,6 +246,9 @@ impl Methods {
         consent::add(&mut methods);
         conversation::add(&mut methods);
         audit::add(&mut methods);
+        subject::add(&mut methods);
+        subject_holds::add(&mut methods);
+        request::add(&mut methods);
         job::add(&mut methods);
         keyring::add(&mut methods);
         rpc::add(&mut methods);

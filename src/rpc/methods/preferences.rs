@@ -33,7 +33,7 @@ pub(super) fn add(methods: &mut Methods) {
         |call, update: Update| async move { call.app.records.update_preferences(&call.by, update).await },
     );
     methods.add(
-        About::write(
+        About::deletes(
             "preferences.delete",
             "Deletes a person's preferences.",
             (r#"{"user_id":"user:alice"}"#, r#"{"deleted":true}"#),

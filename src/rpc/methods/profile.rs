@@ -34,7 +34,7 @@ pub(super) fn add(methods: &mut Methods) {
         |call, update: Update| async move { call.app.records.update_profile(&call.by, update).await },
     );
     methods.add(
-        About::write(
+        About::deletes(
             "profile.delete",
             "Deletes a person's profile alone; the person and other records stay.",
             (r#"{"user_id":"user:alice"}"#, r#"{"deleted":true}"#),

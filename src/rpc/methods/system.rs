@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::jobs::{JOBS, Job, JobRun, RunState};
 use crate::rpc::call::Call;
 use crate::rpc::params::None;
+use crate::subjects::request::OpenRequests;
 
 /// A look at the server that is older than this says nothing of it.
 const STALE: Duration = Duration::from_secs(20);
@@ -113,6 +114,8 @@ struct Report {
     verification: VerificationReport,
     /// What each job ran last, by its name.
     jobs: BTreeMap<&'static str, JobReport>,
+    /// The requests of people that are open; null until they were counted.
+    requests: Option<OpenRequests>,
     /// The ids of the key-encryption keys, the active one first.
     kek_ids: Vec<String>,
     /// The least that is logged.
@@ -249,7 +252,7 @@ pub(super) fn add(methods: &mut Methods) {
         About::own(
             "system.status",
             "Version, uptime, calls, pool and what PostgreSQL last said of itself.",
-            ("{}", r#"{"version":"0.1.0","deployment":"sidekeep","uptime_seconds":12,"health":{"status":"ok","checks":{"database":{"status":"ok","message":null},"drain":{"status":"ok","message":null},"jobs":{"status":"ok","message":null},"publication":{"status":"ok","message":null}}},"connections":{"open":1,"max":10000},"calls":{"in_flight":0,"max":4096,"draining":false},"streams":[{"stream":0,"size":42,"epoch":1,"leased_until":"2026-11-20T19:55:15.000000Z"}],"queue":{"waiting":0,"max":16384},"lag":{"staged":0,"oldest_seconds":0.0,"age_seconds":1},"pool":{"max":8,"open":1,"free":1,"waiting":0},"database":{"version":"150018","in_recovery":false,"synchronous_standby_names":"","synchronous_standbys":0,"age_seconds":1},"publication":{"state":"whole","size":42,"at":"2026-11-20T19:55:00.000000Z","age_seconds":30,"message":null,"gaps":[]},"verification":{"age_seconds":600,"entries":4242},"jobs":{},"kek_ids":["6c1b9f0d2a7e4835"],"log_level":"info","reload_error":null}"#),
+            ("{}", r#"{"version":"0.1.0","deployment":"sidekeep","uptime_seconds":12,"health":{"status":"ok","checks":{"database":{"status":"ok","message":null},"drain":{"status":"ok","message":null},"jobs":{"status":"ok","message":null},"publication":{"status":"ok","message":null}}},"connections":{"open":1,"max":10000},"calls":{"in_flight":0,"max":4096,"draining":false},"streams":[{"stream":0,"size":42,"epoch":1,"leased_until":"2026-11-20T19:55:15.000000Z"}],"queue":{"waiting":0,"max":16384},"lag":{"staged":0,"oldest_seconds":0.0,"age_seconds":1},"pool":{"max":8,"open":1,"free":1,"waiting":0},"database":{"version":"150018","in_recovery":false,"synchronous_standby_names":"","synchronous_standbys":0,"age_seconds":1},"publication":{"state":"whole","size":42,"at":"2026-11-20T19:55:00.000000Z","age_seconds":30,"message":null,"gaps":[]},"verification":{"age_seconds":600,"entries":4242},"jobs":{},"requests":{"open":3,"due_soon":1,"overdue":0},"kek_ids":["6c1b9f0d2a7e4835"],"log_level":"info","reload_error":null}"#),
         ),
         |call, _: None| async move { Ok(report(&call)) },
     );
@@ -443,6 +446,7 @@ fn report(call: &Call) -> Report {
         publication: call.app.records.log().publication().report(),
         verification: verification(call),
         jobs: job_reports(call),
+        requests: call.app.pressing.seen(),
         kek_ids: call.app.records.keyring().keks().ids(),
         log_level: call.app.telemetry.level(),
         reload_error: call.app.reload_error(),
@@ -458,6 +462,14 @@ fn gauges(call: &Call) {
     metrics::gauge!(crate::telemetry::POOL_CONNECTIONS, "state" => "waiting").set(number(pool.waiting));
     metrics::gauge!(crate::telemetry::CONNECTIONS).set(number(call.calls.connections()));
     metrics::gauge!(crate::telemetry::CALLS_IN_FLIGHT).set(number(call.calls.in_flight()));
+    if let Some(requests) = call.app.pressing.seen() {
+        let states =
+            [("open", requests.open), ("due_soon", requests.due_soon), ("overdue", requests.overdue)];
+        for (state, count) in states {
+            let count = usize::try_from(count).unwrap_or(usize::MAX);
+            metrics::gauge!(crate::telemetry::REQUESTS, "state" => state).set(number(count));
+        }
+    }
     metrics::gauge!(crate::telemetry::AUDIT_QUEUE).set(number(call.app.records.log().waiting().0));
     if let Some((lag, _)) = call.app.records.log().lag() {
         let entries = usize::try_from(lag.entries).unwrap_or_default();

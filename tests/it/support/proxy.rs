@@ -46,8 +46,9 @@ struct State {
     sprung: u32,
 }
 
-/// What happens on one connection.
-type Fate = Mutex<Option<Fault>>;
+/// What happens on one connection, and at which of the answers that end with "ready for query": a client may send its next
+/// statement before it has read the last word about the one before.
+type Fate = Mutex<Option<(Fault, u64)>>;
 
 /// A proxy, listening as long as the test runs.
 pub struct Proxy {
@@ -139,7 +140,8 @@ fn requests(
     fate: &Fate,
 ) -> std::io::Result<()> {
     server.write_all(&body(client)?)?;
-    let (mut prepared, mut last) = (HashMap::new(), String::new());
+    // The first such answer is that to the first message.
+    let (mut prepared, mut last, mut asked) = (HashMap::new(), String::new(), 1);
     loop {
         let message = message(client)?;
         let mut text =
@@ -156,29 +158,33 @@ fn requests(
         };
         if let Some(statement) = statement {
             if let Some(fault) = state.lock().unwrap().spring(&statement, &last) {
-                *fate.lock().unwrap() = Some(fault);
+                *fate.lock().unwrap() = Some((fault, asked + 1));
             }
             last = statement;
         }
+        asked += u64::from(matches!(message[0], b'Q' | b'S'));
         let fault = *fate.lock().unwrap();
         match fault {
-            Some(Fault::CutBefore) => return Ok(()),
-            Some(Fault::MuteBefore) => {}
+            Some((Fault::CutBefore, _)) => return Ok(()),
+            Some((Fault::MuteBefore, _)) => {}
             _ => server.write_all(&message)?,
         }
     }
 }
 
 fn answers(server: &mut UnixStream, client: &mut UnixStream, fate: &Fate) -> std::io::Result<()> {
+    let mut ended = 0;
     loop {
         let message = message(server)?;
         let fault = *fate.lock().unwrap();
+        // Ready for the next statement, so this one is done.
+        let ends = message[0] == b'Z';
         match fault {
-            // Ready for the next statement, so this one is done.
-            Some(Fault::CutAfter) if message[0] == b'Z' => return Ok(()),
-            Some(_) => {}
-            None => client.write_all(&message)?,
+            Some((Fault::CutAfter, at)) if ends && ended + 1 == at => return Ok(()),
+            Some((_, at)) if ended + 1 >= at => {}
+            _ => client.write_all(&message)?,
         }
+        ended += u64::from(ends);
     }
 }
 
