@@ -34,13 +34,12 @@ const CONNECTIONS: usize = 2;
 fn main() -> anyhow::Result<ExitCode> {
     let quick = std::env::args().any(|argument| argument == "--quick");
     let (people, turns) = if quick { (20_000, 2) } else { (100_000, 4) };
-    let place = Place::new()?;
-    let daemon = place.serve()?;
+    let place = Place::new(&[])?;
+    let daemon = place.serve("sidekeep", "access = \"none\"")?;
     make_people(&daemon, people)?;
     let keys = [place.directory().join("kek"), add_key(&place)?];
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let url = std::fs::read_to_string(place.directory().join("owner-url"))?;
-    let baseline = runtime.block_on(Baseline::make(&url))?;
+    let baseline = runtime.block_on(Baseline::make(&place.owner_url()))?;
 
     let mut report = Report::default();
     report.section(&format!("keyring.rotate, {people} people"));
@@ -94,7 +93,8 @@ fn give(place: &Place, daemon: &Daemon, keys: &[&PathBuf]) -> anyhow::Result<()>
     let file = place.directory().join("sidekeep.toml");
     let text = std::fs::read_to_string(&file)?;
     let listed = format!("key_files = {keys:?}");
-    let lines = text.lines().map(|line| if line.starts_with("key_files") { &listed } else { line });
+    let is_keys = |line: &str| line.starts_with("key_files") && line.contains("/kek");
+    let lines = text.lines().map(|line| if is_keys(line) { &listed } else { line });
     durable::write(&file, lines.collect::<Vec<_>>().join("\n").as_bytes(), 0o600)?;
     kill(Pid::from_raw(i32::try_from(daemon.id())?), Signal::SIGHUP)?;
     let first = key_id(keys.first().context("a key")?)?;
@@ -178,7 +178,7 @@ impl Baseline {
 
 #[expect(clippy::disallowed_methods, reason = "the benchmark has no daemon's tracker")]
 async fn connect(url: &str) -> anyhow::Result<tokio_postgres::Client> {
-    let (client, connection) = tokio_postgres::connect(url.trim(), tokio_postgres::NoTls).await?;
+    let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await?;
     tokio::spawn(connection);
     Ok(client)
 }

@@ -5,9 +5,7 @@ use std::sync::{Arc, OnceLock};
 use arc_swap::ArcSwap;
 use aws_lc_rs::rand;
 use chrono::{DateTime, Utc};
-use diesel::prelude::{
-    ExpressionMethods, QueryDsl, Queryable, Selectable, SelectableHelper,
-};
+use diesel::prelude::{ExpressionMethods, QueryDsl, Queryable, Selectable, SelectableHelper};
 use diesel::sql_types::{Array, Bytea, Int8, Text};
 use diesel_async::RunQueryDsl;
 use zeroize::Zeroizing;
