@@ -24,6 +24,7 @@ mod refused;
 mod repeat;
 pub mod row;
 pub mod staged;
+mod statements;
 mod stream;
 pub mod succession;
 mod tree;

@@ -19,6 +19,10 @@ use crate::rpc::call::Call;
 use crate::rpc::params::None;
 use crate::subjects::request::OpenRequests;
 
+use behind::{LagReport, QueueReport, lag, queue};
+
+mod behind;
+
 /// A look at the server that is older than this says nothing of it.
 const STALE: Duration = Duration::from_secs(20);
 
@@ -142,26 +146,6 @@ struct CallsReport {
     max: usize,
     /// Whether this daemon is ending.
     draining: bool,
-}
-
-/// Requests that wait for the writers.
-#[derive(Clone, Debug, Serialize, JsonSchema)]
-struct QueueReport {
-    /// How many wait.
-    waiting: usize,
-    /// How many may.
-    max: usize,
-}
-
-/// How far the log is behind the records, in the whole database.
-#[derive(Clone, Debug, Serialize, JsonSchema)]
-struct LagReport {
-    /// How many entries wait.
-    staged: Option<i64>,
-    /// How long the oldest has waited.
-    oldest_seconds: Option<f64>,
-    /// How long ago it was looked.
-    age_seconds: Option<u64>,
 }
 
 /// The pool.
@@ -397,20 +381,6 @@ fn health(call: &Call) -> Health {
         Status::Ok
     };
     Health { status, checks }
-}
-
-fn queue(call: &Call) -> QueueReport {
-    let (waiting, max) = call.app.records.log().waiting();
-    QueueReport { waiting, max }
-}
-
-fn lag(call: &Call) -> LagReport {
-    let lag = call.app.records.log().lag();
-    LagReport {
-        staged: lag.map(|(lag, _)| lag.entries),
-        oldest_seconds: lag.map(|(lag, _)| lag.seconds),
-        age_seconds: lag.map(|(_, age)| age.as_secs()),
-    }
 }
 
 fn report(call: &Call) -> Report {
