@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 use crate::audit::Log;
 use crate::config::{self, Config, OnGap};
 use crate::error::Error;
-use crate::keyring::{Kek, KekError, Keks, Keyring, SigningKey, SigningKeyError, StartError};
+use crate::keyring::{Kek, KekError, Keks, Keyring, Listed, SigningKey, SigningKeyError, StartError};
 use crate::records::Records;
 use crate::store::connect::ConnectError;
 use crate::store::{Deadline, Store};
@@ -25,6 +25,9 @@ const START: Duration = Duration::from_secs(2);
 const AGAIN: Duration = Duration::from_millis(200);
 /// How often profiles without digests are looked for.
 const LATER: Duration = Duration::from_secs(10);
+
+/// How long the other daemons may take to notice other keys.
+const RELOAD: Duration = Duration::from_secs(20);
 
 /// How long the first caller may be kept waiting for the first look at PostgreSQL, and how often it is asked whether it came.
 const FIRST_LOOK: Duration = Duration::from_secs(1);
@@ -206,6 +209,16 @@ impl App {
         *self.reload_error.lock().unwrap_or_else(PoisonError::into_inner) = error;
     }
 
+    /// Reads the key files of this configuration, and goes on with these keys.
+    ///
+    /// # Errors
+    /// A file holds no key, or a key that is left out is still in use; the old ones stay.
+    pub async fn adopt_keys(&self, config: &Config) -> Result<(), OpenError> {
+        let keks = read_keks(config)?;
+        let deadline = Deadline::after(RELOAD, self.end.clone());
+        Ok(self.records.keyring().adopt(self.records.store(), &deadline, keks).await?)
+    }
+
     /// What no call waits for: older profiles are made ready to be found, and requests that press are counted.
     async fn look_after(&self) {
         tokio::select! {
@@ -244,10 +257,13 @@ impl App {
                 }
                 Err(error) => State::Failed(Arc::new(error)),
             };
-            let done = !matches!(state, State::Waiting(_));
+            let (ready, failed) = (matches!(state, State::Ready), matches!(state, State::Failed(_)));
             self.state.send_replace(state);
-            if done {
-                return;
+            let (keyring, store) = (self.records.keyring(), self.records.store());
+            if ready {
+                return keyring.stay_listed(store, &self.end).await;
+            } else if failed {
+                return keyring.leave(store).await;
             }
             tokio::select! {
                 () = tokio::time::sleep(AGAIN) => {}
@@ -266,7 +282,7 @@ impl App {
         if let Some(advice) = schema.advice() {
             return Err(OpenError::Schema(advice));
         }
-        Ok(self.records.keyring().check(store, deadline).await?)
+        Ok(self.records.keyring().check(store, deadline, Listed::Yes).await?)
     }
 }
 
@@ -320,7 +336,7 @@ async fn open_keyed(
     let keyring = Arc::new(Keyring::new(config.deployment.name.as_str(), read_keks(config)?));
     let store = open_store(config, tracker, end)?;
     let deadline = Deadline::after(config.limits.call_timeout.duration(), end.clone());
-    keyring.check(&store, &deadline).await?;
+    keyring.check(&store, &deadline, Listed::No).await?;
     Ok((store, keyring))
 }
 

@@ -7,6 +7,8 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use tokio::sync::mpsc;
@@ -120,7 +122,7 @@ pub async fn run(
     let ended = match opened {
         Err(error) => Err(error),
         Ok(calls) => {
-            let serving = Serving { calls, settings, shutdown };
+            let serving = Serving { calls, settings, shutdown, reloading: tokio::sync::Mutex::default() };
             serving.until_end(listener, &mut signals, ready).await
         }
     };
@@ -153,6 +155,8 @@ struct Serving {
     calls: Arc<Calls>,
     settings: Settings,
     shutdown: Shutdown,
+    /// One after another: the last one has read the newest files.
+    reloading: tokio::sync::Mutex<()>,
 }
 
 impl Serving {
@@ -172,7 +176,7 @@ impl Serving {
         self.calls.app().looked().await;
         let settled = self.calls.app().settled();
         tokio::pin!(serving, settled);
-        let (mut failure, mut ready) = (None, Some(ready));
+        let (mut failure, mut ready, mut reloads) = (None, Some(ready), FuturesUnordered::new());
         loop {
             tokio::select! {
                 _ = &mut serving => break,
@@ -186,8 +190,9 @@ impl Serving {
                     info!(version = env!("CARGO_PKG_VERSION"), "serving");
                     ready.take().into_iter().for_each(|ready| ready());
                 }
+                Some(()) = reloads.next(), if !reloads.is_empty() => {}
                 Some(signal) = signals.recv() => match signal {
-                    Signal::Reload => self.reload(),
+                    Signal::Reload => reloads.push(self.reload()),
                     Signal::Stop => self.stop(),
                 },
             }
@@ -220,11 +225,12 @@ impl Serving {
     }
 
     /// Applies what can change while serving. A configuration that is wrong changes nothing.
-    fn reload(&self) {
+    async fn reload(&self) {
+        let _one = self.reloading.lock().await;
         if let Ok(now) = NotifyState::monotonic_usec_now() {
             tell(&[NotifyState::Reloading, now]);
         }
-        let (status, problem) = match self.apply() {
+        let (status, problem) = match self.apply().await {
             Err(problem) => {
                 error!("the configuration is wrong; the old one stays: {problem}");
                 (
@@ -248,16 +254,21 @@ impl Serving {
         tell(&[NotifyState::Ready, NotifyState::Status(&status)]);
     }
 
-    /// Takes over `[access]` and `log.level`; answers the keys of others that differ from those this daemon started with.
-    fn apply(&self) -> Result<Vec<String>, String> {
+    /// Takes over `keyring.key_files`, `[access]` and `log.level`; answers the keys of others that differ from those this
+    /// daemon started with.
+    async fn apply(&self) -> Result<Vec<String>, String> {
         let loaded = config::load(self.settings.path.as_deref()).map_err(|problem| problem.to_string())?;
+        self.calls.check_access(&loaded.config.access).map_err(|problem| problem.to_string())?;
+        self.calls.app().adopt_keys(&loaded.config).await.map_err(|problem| problem.to_string())?;
         self.calls.grant(&loaded.config.access).map_err(|problem| problem.to_string())?;
         self.calls.app().telemetry.set_level(loaded.config.log.level);
         let values = |loaded: &Loaded| -> BTreeMap<String, Option<String>> {
             loaded.settings().into_iter().map(|setting| (setting.key, setting.value)).collect()
         };
         let (old, new) = (values(&self.settings.loaded), values(&loaded));
-        let live = |key: &str| key.starts_with("access.") || key == "log.level";
+        let live = |key: &str| {
+            key.starts_with("access.") || key.starts_with("keyring.key_files") || key == "log.level"
+        };
         let keys: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
         Ok(keys.into_iter().filter(|key| old.get(*key) != new.get(*key) && !live(key)).cloned().collect())
     }

@@ -152,6 +152,10 @@ pub(super) fn filtered<'a>(filter: &'a Filter, persons: &Persons) -> Rows<'a> {
         );
     }
     if let Some(labels) = filter.labels.as_ref().filter(|labels| !labels.is_empty()) {
+        if labels.iter().any(|(key, value)| key.contains('\0') || value.contains('\0')) {
+            // No label has it, and PostgreSQL's JSON cannot.
+            return rows.filter(sql::<Bool>("false"));
+        }
         let labels = serde_json::to_value(Labels::of(labels.clone())).unwrap_or_default();
         rows = rows.filter(sql::<Bool>("labels @> ").bind::<Jsonb, _>(labels));
     }

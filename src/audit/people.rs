@@ -100,6 +100,11 @@ impl People {
         referred
     }
 
+    /// Whom these entries refer to, under whatever keys.
+    pub(super) fn referred_ids(&self, drafts: &[&Draft]) -> Vec<i64> {
+        self.referred(drafts).into_iter().map(|(id, _)| id).collect()
+    }
+
     /// Forgets them: somebody is gone, or has another key.
     pub(super) fn forget(&mut self, drafts: &[&Draft]) {
         for person in drafts.iter().flat_map(|draft| draft.people()) {

@@ -96,7 +96,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Subject(args) => subject::run(args, &global),
         Command::Request(args) => request::run(args, &global),
         Command::Config(args) => config::run(args, &global),
-        Command::Keyring(args) => keyring::run(args),
+        Command::Keyring(args) => keyring::run(args, &global),
         Command::Signing(args) => signing::run(args, &global),
         Command::Certificate(args) => certificate::run(args, &global),
         Command::DataMap(args) => data_map::run(args, &global),

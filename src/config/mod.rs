@@ -12,6 +12,7 @@ pub use environment::journal_stream;
 pub use jobs::{CronExpression, Job, Jobs, TimeZone};
 pub use load::{DEFAULT_FILE, Loaded, Setting, load, socket_path};
 pub use problem::{ConfigError, Origin, Problem};
+pub use recipient::Recipient;
 pub use secret::{SecretError, secret};
 pub use url::{DatabaseUrlError, database_url, migrate_url};
 pub use values::{DeploymentName, Destination, FileMode, Period, SecretFile, Size};
@@ -22,6 +23,7 @@ mod jobs;
 mod keys;
 mod load;
 mod problem;
+mod recipient;
 mod rules;
 mod secret;
 #[cfg(test)]
@@ -253,11 +255,17 @@ pub struct Keyring {
     pub key_files: Vec<SecretFile>,
     /// For how long the user id of an erased person is not taken again; unset, it may be at once.
     pub refuse_again: Option<Period>,
+    /// Who can open the copy that `sidekeep keyring generate` writes beside a new key: public keys of age.
+    pub escrow_recipients: Vec<Recipient>,
 }
 
 impl Default for Keyring {
     fn default() -> Self {
-        Self { key_files: vec![SecretFile::new("/etc/sidekeep/keys/kek")], refuse_again: None }
+        Self {
+            key_files: vec![SecretFile::new("/etc/sidekeep/keys/kek")],
+            refuse_again: None,
+            escrow_recipients: Vec::new(),
+        }
     }
 }
 

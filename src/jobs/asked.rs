@@ -8,6 +8,7 @@ use futures_util::future::BoxFuture;
 use serde_json::Value;
 
 use super::claim::{Claim, JobRun, Run, RunState};
+use super::rotation;
 use super::scheduler::Jobs;
 use crate::app::App;
 use crate::audit::verify::{Range, Scope};
@@ -26,21 +27,41 @@ pub(super) struct Asked {
     /// How long it may take.
     pub(super) limit: Duration,
     pub(super) work: Work,
+    /// How far the run in this daemon is, where that can be told.
+    pub(super) progress: fn(&App) -> Option<Value>,
+    /// Whether this daemon may go on with what was asked of another one.
+    pub(super) may_go_on: fn(&App, &Value) -> bool,
 }
 
 /// All of it. One of a name runs at a time, across all daemons.
-pub(super) static ASKED: [Asked; 1] = [Asked {
-    name: "audit.verify",
-    limit: Duration::from_secs(7 * 24 * 3600),
-    work: |app, deadline, asked| {
-        Box::pin(async move {
-            let range: Range = serde_json::from_value(asked.clone()).map_err(Error::internal)?;
-            let scope = Scope::Within(range);
-            let report = app.records.log().verify(scope, consent::digests, deadline).await?;
-            serde_json::to_value(report).map_err(Error::internal)
-        })
+pub(super) static ASKED: [Asked; 2] = [
+    Asked {
+        name: "audit.verify",
+        limit: Duration::from_secs(7 * 24 * 3600),
+        work: |app, deadline, asked| {
+            Box::pin(async move {
+                let range: Range = serde_json::from_value(asked.clone()).map_err(Error::internal)?;
+                let scope = Scope::Within(range);
+                let report = app.records.log().verify(scope, consent::digests, deadline).await?;
+                serde_json::to_value(report).map_err(Error::internal)
+            })
+        },
+        progress: |_| None,
+        may_go_on: |_, _| true,
     },
-}];
+    Asked {
+        name: rotation::NAME,
+        limit: Duration::from_secs(24 * 3600),
+        work: |app, deadline, _| {
+            Box::pin(async move {
+                let rewrapped = app.records.keyring().rotate(app.records.store(), deadline).await?;
+                Ok(rotation::counts((rewrapped, 0)))
+            })
+        },
+        progress: |app| Some(rotation::counts(app.records.keyring().rotated())),
+        may_go_on: |app, asked| rotation::asked(app) == *asked,
+    },
+];
 
 /// How far it is when the caller is answered.
 #[derive(Debug)]
@@ -52,7 +73,7 @@ pub enum Answered {
 }
 
 impl Asked {
-    fn find(name: &str) -> Result<&'static Self> {
+    pub(super) fn find(name: &str) -> Result<&'static Self> {
         let found = ASKED.iter().find(|asked| asked.name == name);
         found.ok_or_else(|| Error::internal(format!("nobody knows how to do {name}")))
     }

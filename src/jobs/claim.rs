@@ -251,14 +251,22 @@ impl Run {
         Ok(taken.await?.pop())
     }
 
-    /// Says that its holder lives. Answers whether it still is the holder.
-    pub(super) async fn beat(&self, store: &Store, deadline: &Deadline) -> Result<bool> {
+    /// Says that its holder lives, and how far it is. Answers whether it still is the holder.
+    pub(super) async fn beat(
+        &self,
+        store: &Store,
+        counts: Option<&Value>,
+        deadline: &Deadline,
+    ) -> Result<bool> {
         let rows = store.single(deadline, "jobs.beat", async |connection| {
             let mine = job_runs::table
                 .find(&self.run)
                 .filter(job_runs::epoch.eq(self.epoch))
                 .filter(job_runs::state.eq("running"));
-            let beat = diesel::update(mine).set(job_runs::heartbeat_at.eq(diesel::dsl::now));
+            let beat = diesel::update(mine).set((
+                job_runs::heartbeat_at.eq(diesel::dsl::now),
+                counts.map(|counts| job_runs::counts.eq(counts)),
+            ));
             Ok(beat.execute(connection).await?)
         });
         Ok(rows.await? > 0)

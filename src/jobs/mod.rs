@@ -6,6 +6,7 @@
 mod asked;
 mod claim;
 mod history;
+mod rotation;
 mod run;
 mod schedule;
 mod scheduler;

@@ -78,6 +78,22 @@ impl Task {
         }
     }
 
+    /// Whether this daemon may go on with a run that another one began.
+    pub(super) fn may_go_on(self, app: &App, run: &Run) -> bool {
+        match self {
+            Self::Job(_) => true,
+            Self::Asked(asked) => (asked.may_go_on)(app, run.asked.as_ref().unwrap_or(&Value::Null)),
+        }
+    }
+
+    /// How far the run in this daemon is, where that can be told.
+    fn progress(self, app: &App) -> Option<Value> {
+        match self {
+            Self::Job(_) => None,
+            Self::Asked(asked) => (asked.progress)(app),
+        }
+    }
+
     fn is_pruned(self) -> bool {
         match self {
             Self::Job(job) => job.pruned,
@@ -121,7 +137,7 @@ impl Jobs {
         let ended = tokio::select! {
             biased;
             ended = self.work(task, &run) => ended,
-            () = self.keep_beating(&run) => Ended::Lost,
+            () = self.keep_beating(task, &run) => Ended::Lost,
         };
         metrics::histogram!(telemetry::JOB_DURATION, "job" => task.name()).record(began.elapsed());
         let (outcome, shown) = match ended {
@@ -159,14 +175,14 @@ impl Jobs {
     }
 
     /// Says that this holder lives; ends when it no longer holds the run, or can no longer say so.
-    async fn keep_beating(&self, run: &Run) {
+    async fn keep_beating(&self, task: Task, run: &Run) {
         let mut heard = Instant::now();
         loop {
             tokio::time::sleep(BEAT).await;
             let said = Instant::now();
             // Also while this daemon ends: the run is held until it is let go.
             let deadline = Deadline::after(GIVE_UP.saturating_sub(heard.elapsed()), CancellationToken::new());
-            match run.beat(self.store(), &deadline).await {
+            match run.beat(self.store(), task.progress(&self.app).as_ref(), &deadline).await {
                 Ok(true) => heard = said,
                 Ok(false) => return,
                 Err(_) if heard.elapsed() < GIVE_UP => {}

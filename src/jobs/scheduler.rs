@@ -72,9 +72,7 @@ impl LastRun {
 impl Jobs {
     /// Begins nothing yet.
     pub fn new(app: Arc<App>) -> Arc<Self> {
-        let host = nix::unistd::gethostname().unwrap_or_default();
-        let holder =
-            format!("{} {} {}", host.to_string_lossy(), std::process::id(), RecordId::generate().as_str());
+        let holder = app.records.keyring().daemon().to_owned();
         Arc::new(Self {
             app,
             holder,
@@ -286,7 +284,8 @@ impl Jobs {
         else {
             return Ok(());
         };
-        if suspects.is_dead(run, status.now)
+        if task.may_go_on(&self.app, run)
+            && suspects.is_dead(run, status.now)
             && let Some(taken) = run.take_over(self.store(), &self.holder, &self.patience()).await?
         {
             tracing::warn!(job = name, run = taken.run, epoch = taken.epoch, "taken over");

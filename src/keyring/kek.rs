@@ -1,6 +1,7 @@
 //! Key-encryption keys: files that are never in the database, and what they wrap.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use aws_lc_rs::{hkdf, rand};
 use base64::Engine;
@@ -32,6 +33,7 @@ pub enum KekError {
 /// One key-encryption key.
 pub struct Kek {
     id: String,
+    file: PathBuf,
     cipher: Cipher,
 }
 
@@ -41,9 +43,12 @@ impl std::fmt::Debug for Kek {
     }
 }
 
-/// The keys that this daemon was given: the first is active.
-#[derive(Debug)]
-pub struct Keks(Vec<Kek>);
+/// The keys that this daemon was given, in the order of `keyring.key_files`.
+#[derive(Clone, Debug)]
+pub struct Keks {
+    keys: Vec<Arc<Kek>>,
+    wrapping: usize,
+}
 
 /// To whom a wrapped data key belongs: nobody swaps two people.
 #[derive(Clone, Copy, Debug)]
@@ -85,12 +90,17 @@ impl Kek {
         let key: Zeroizing<[u8; 32]> = Zeroizing::new(bytes.as_slice().try_into().map_err(|_| form())?);
         let id = id(&key).map_err(|_| form())?;
         let cipher = Cipher::new(&key).map_err(|_| form())?;
-        Ok(Self { id, cipher })
+        Ok(Self { id, file, cipher })
     }
 
     /// The key's id: it tells nothing of the key.
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// The file that it was read from.
+    pub fn file(&self) -> &Path {
+        &self.file
     }
 
     pub(super) fn wrap(&self, owner: Owner<'_>, data_key: &[u8; 32]) -> Result<Vec<u8>> {
@@ -117,28 +127,50 @@ impl Keks {
     /// # Errors
     /// [`KekError::None`] or [`KekError::Twice`].
     pub fn new(keys: Vec<(PathBuf, Kek)>) -> Result<Self, KekError> {
-        let mut keks: Vec<Kek> = Vec::with_capacity(keys.len());
+        let mut keks: Vec<Arc<Kek>> = Vec::with_capacity(keys.len());
         for (file, kek) in keys {
             if keks.iter().any(|other| other.id == kek.id) {
                 return Err(KekError::Twice(file));
             }
-            keks.push(kek);
+            keks.push(Arc::new(kek));
         }
-        if keks.is_empty() { Err(KekError::None) } else { Ok(Self(keks)) }
+        if keks.is_empty() { Err(KekError::None) } else { Ok(Self { keys: keks, wrapping: 0 }) }
+    }
+
+    /// The key that is to wrap all: the first of `keyring.key_files`.
+    pub(super) fn intended(&self) -> Result<Arc<Kek>> {
+        self.keys.first().cloned().ok_or_else(|| Error::internal("no key-encryption key"))
     }
 
     /// The key that wraps new data keys.
-    pub(super) fn active(&self) -> Result<&Kek> {
-        self.0.first().ok_or_else(|| Error::internal("no key-encryption key"))
+    pub(super) fn wrapping(&self) -> Result<&Kek> {
+        self.keys.get(self.wrapping).map(|kek| &**kek).ok_or_else(|| Error::internal("no key-encryption key"))
+    }
+
+    /// The same keys, where the first that is in all of these lists wraps new data keys: what it wraps opens everywhere.
+    pub(super) fn agreeing<'a>(&self, lists: impl Iterator<Item = &'a [String]> + Clone) -> Self {
+        let common = |kek: &Arc<Kek>| lists.clone().all(|list| list.contains(&kek.id));
+        Self { keys: self.keys.clone(), wrapping: self.keys.iter().position(common).unwrap_or(0) }
+    }
+
+    /// These keys and then those of `others` that are not among them.
+    pub(super) fn and(&self, others: &Self) -> Self {
+        let more = others.keys.iter().filter(|kek| self.find(&kek.id).is_none());
+        Self { keys: self.keys.iter().chain(more).cloned().collect(), wrapping: self.wrapping }
     }
 
     pub(super) fn find(&self, id: &str) -> Option<&Kek> {
-        self.0.iter().find(|kek| kek.id == id)
+        self.iter().find(|kek| kek.id == id)
     }
 
-    /// The ids, the active one first.
-    pub fn ids(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().map(Kek::id)
+    /// The keys, in their order.
+    pub fn iter(&self) -> impl Iterator<Item = &Kek> {
+        self.keys.iter().map(|kek| &**kek)
+    }
+
+    /// The ids, in their order.
+    pub fn ids(&self) -> Vec<String> {
+        self.iter().map(|kek| kek.id.clone()).collect()
     }
 }
 
@@ -207,5 +239,26 @@ mod tests {
         let kek = |name: &str| (name.into(), Kek::parse(name.into(), &text).unwrap());
         assert!(Keks::new(vec![kek("a"), kek("b")]).unwrap_err().to_string().starts_with("b: "));
         assert!(Keks::new(vec![]).is_err());
+    }
+
+    #[test]
+    fn new_keys_are_wrapped_under_the_first_that_everybody_has() {
+        let kek = |name: &str| (name.into(), Kek::parse(name.into(), &generate().unwrap()).unwrap());
+        let keks = Keks::new(vec![kek("new"), kek("old")]).unwrap();
+        let ids = keks.ids();
+        let (both, new, old, other) =
+            (ids.clone(), vec![ids[0].clone()], vec![ids[1].clone()], vec!["other".to_owned()]);
+        let wraps = |lists: &[&Vec<String>]| {
+            let lists: Vec<&[String]> = lists.iter().map(|list| list.as_slice()).collect();
+            keks.agreeing(lists.into_iter()).wrapping().unwrap().id().to_owned()
+        };
+        assert_eq!(wraps(&[]), ids[0]);
+        assert_eq!(wraps(&[&both, &new]), ids[0]);
+        assert_eq!(wraps(&[&both, &old]), ids[1]);
+        assert_eq!(
+            wraps(&[&both, &other]),
+            ids[0],
+            "nothing would be right, and the first is what was asked for"
+        );
     }
 }

@@ -3,15 +3,24 @@
 //! A person is one row of `subjects`. Whoever reads or writes a person's data has that row from the same snapshot, and
 //! opens its key anew: nothing here outlives the row, so a person who is gone is gone for every daemon at once.
 
+mod batch;
 mod deployment;
+pub mod escrow;
 pub mod kek;
 mod person;
+mod register;
+mod rotation;
 mod seal;
 mod signing;
+mod start;
 mod taken;
+mod usage;
 
 pub use deployment::Deployment;
 pub use kek::{Kek, KekError, Keks};
-pub use person::{Keyring, Person, StartError, Subject, refused};
+pub use person::{Keyring, Person, Subject, refused};
+pub use register::Daemon;
 pub use seal::{DataKey, Place};
 pub use signing::{SigningKey, SigningKeyError, verifies};
+pub use start::{Listed, StartError};
+pub use usage::{Usage, usage};

@@ -2,31 +2,28 @@
 
 use std::sync::{Arc, OnceLock};
 
+use arc_swap::ArcSwap;
 use aws_lc_rs::rand;
 use chrono::{DateTime, Utc};
 use diesel::prelude::{
-    ExpressionMethods, OptionalExtension, QueryDsl, Queryable, Selectable, SelectableHelper,
+    ExpressionMethods, QueryDsl, Queryable, Selectable, SelectableHelper,
 };
 use diesel::sql_types::{Array, Bytea, Int8, Text};
 use diesel_async::RunQueryDsl;
 use zeroize::Zeroizing;
 
 use super::deployment::Deployment;
-use super::kek::{Keks, Owner};
+use super::kek::{Kek, Keks, Owner};
+use super::register::Register;
+use super::rotation::Progress;
 use super::seal::DataKey;
 use crate::error::{Error, Result};
-use crate::store::schema::{deployment, subjects};
+use crate::store::schema::subjects;
 use crate::store::{Connection, Deadline, Store};
 use crate::values::UserId;
 
 /// Subject ids are exact in JSON: 1 to 2^53 − 1.
 const LARGEST: u64 = (1 << 53) - 1;
-
-/// Subject 0: the deployment itself.
-const DEPLOYMENT: i64 = 0;
-
-/// How often a statement that must not meet a used subject id is tried: with 2^53 of them, once is nearly always enough.
-const TRIES: usize = 3;
 
 /// A person's row as it was read.
 #[derive(Clone, Queryable, Selectable)]
@@ -55,55 +52,28 @@ pub struct Subject {
 /// The keys of this deployment, and the way to its people's.
 #[derive(Debug)]
 pub struct Keyring {
-    deployment: Arc<str>,
-    keks: Keks,
-    own: OnceLock<Deployment>,
-}
-
-/// Why this keyring does not belong to the database.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The database is of another deployment.
-    #[error(
-        "this database belongs to the deployment {found:?}, and deployment.name is {configured:?}; set it to {found:?}"
-    )]
-    OtherDeployment {
-        /// What the database says.
-        found: String,
-        /// What the configuration says.
-        configured: String,
-    },
-    /// A key-encryption key that wraps somebody's data key was not given.
-    #[error(
-        "{keys} data key(s) are wrapped by the key-encryption key {kek_id}, which is in none of keyring.key_files ({given}); add its file"
-    )]
-    MissingKek {
-        /// The missing one.
-        kek_id: String,
-        /// How many data keys need it.
-        keys: i64,
-        /// The ids of those that were given.
-        given: String,
-    },
-    /// The deployment's own key does not open.
-    #[error(
-        "the deployment's own data key does not open with the key-encryption key {0}: its row in subjects was changed"
-    )]
-    DoesNotOpen(String),
-    /// The database answered otherwise.
-    #[error(transparent)]
-    Database(#[from] Error),
+    pub(super) deployment: Arc<str>,
+    pub(super) keks: ArcSwap<Keks>,
+    pub(super) own: OnceLock<Deployment>,
+    pub(super) register: Register,
+    pub(super) progress: Progress,
 }
 
 impl Keyring {
     /// The keyring of a deployment.
     pub fn new(deployment: &str, keks: Keks) -> Self {
-        Self { deployment: deployment.into(), keks, own: OnceLock::new() }
+        Self {
+            deployment: deployment.into(),
+            register: Register::new(keks.ids()),
+            keks: ArcSwap::from_pointee(keks),
+            own: OnceLock::new(),
+            progress: Progress::default(),
+        }
     }
 
-    /// The ids of the key-encryption keys, the active one first.
-    pub fn kek_ids(&self) -> impl Iterator<Item = &str> {
-        self.keks.ids()
+    /// The key-encryption keys that this daemon has at this moment.
+    pub fn keks(&self) -> Arc<Keks> {
+        self.keks.load_full()
     }
 
     /// Opens a person's data key.
@@ -133,19 +103,15 @@ impl Keyring {
         &self.deployment
     }
 
-    fn unwrap(&self, person: &Person) -> Result<Zeroizing<[u8; 32]>> {
-        let owner = Owner {
-            deployment: &self.deployment,
-            subject_id: person.subject_id,
-            user_id: person.user_id.as_deref(),
-        };
-        let kek = self.keks.find(&person.kek_id).ok_or_else(|| {
+    pub(super) fn unwrap(&self, person: &Person) -> Result<Zeroizing<[u8; 32]>> {
+        let keks = self.keks();
+        let kek = keks.find(&person.kek_id).ok_or_else(|| {
             Error::internal(format!(
                 "the key-encryption key {} is in none of keyring.key_files",
                 person.kek_id
             ))
         })?;
-        kek.unwrap(owner, &person.wrapped_key)
+        kek.unwrap(person.owner(&self.deployment), &person.wrapped_key)
             .ok_or_else(|| Error::Tampered { at: "subjects.wrapped_key".into() })
     }
 
@@ -172,14 +138,16 @@ impl Keyring {
         let mut user_ids: Vec<&str> = user_ids.iter().map(|user_id| user_id.as_str()).collect();
         user_ids.sort_unstable();
         user_ids.dedup();
+        // One for all, whichever keys the daemon may be given meanwhile.
+        let keks = self.keks();
+        let kek = keks.wrapping()?;
         let (mut ids, mut keys, mut digests) = (Vec::new(), Vec::new(), Vec::new());
         for user_id in &user_ids {
-            let row = self.draw(random_subject_id()?, Some(user_id))?;
+            let row = self.draw(kek, random_subject_id()?, Some(user_id))?;
             ids.push(row.subject_id);
             keys.push(row.wrapped_key);
             digests.push(self.refusal(user_id)?);
         }
-        let kek = self.keks.active()?.id();
         store
             .autocommit(deadline, "subjects.create", async |connection| {
                 let created = diesel::sql_query(CREATE)
@@ -187,7 +155,7 @@ impl Keyring {
                     .bind::<Array<Text>, _>(&user_ids)
                     .bind::<Array<Bytea>, _>(&keys)
                     .bind::<Array<Bytea>, _>(&digests)
-                    .bind::<Text, _>(kek);
+                    .bind::<Text, _>(kek.id());
                 let refused: Vec<Refused> = created.load(connection).await?;
                 Ok(refused.into_iter().map(|refused| refused.user_id).collect())
             })
@@ -202,7 +170,7 @@ impl Keyring {
         Ok(self.own()?.mac("sidekeep refusal", &[self.deployment.as_bytes(), user_id.as_bytes()]))
     }
 
-    async fn insert(&self, store: &Store, deadline: &Deadline, rows: &[NewPerson]) -> Result<()> {
+    pub(super) async fn insert(&self, store: &Store, deadline: &Deadline, rows: &[NewPerson]) -> Result<()> {
         store
             .autocommit(deadline, "subjects.create", async |connection| {
                 diesel::insert_into(subjects::table)
@@ -215,10 +183,9 @@ impl Keyring {
             .await
     }
 
-    fn draw(&self, subject_id: i64, user_id: Option<&str>) -> Result<NewPerson> {
+    pub(super) fn draw(&self, kek: &Kek, subject_id: i64, user_id: Option<&str>) -> Result<NewPerson> {
         let mut data_key = Zeroizing::new([0_u8; 32]);
         rand::fill(&mut *data_key).map_err(Error::internal)?;
-        let kek = self.keks.active()?;
         let owner = Owner { deployment: &self.deployment, subject_id, user_id };
         Ok(NewPerson {
             subject_id,
@@ -227,97 +194,7 @@ impl Keyring {
             kek_id: kek.id().to_owned(),
         })
     }
-
-    /// Checks that database and keys belong together, and makes the deployment's own key where there is none yet.
-    ///
-    /// # Errors
-    /// [`StartError`]: nothing may be served.
-    pub async fn check(&self, store: &Store, deadline: &Deadline) -> Result<(), StartError> {
-        let found = self.name_database(store, deadline).await?;
-        if found != *self.deployment {
-            return Err(StartError::OtherDeployment { found, configured: self.deployment.to_string() });
-        }
-        self.check_keks(store, deadline).await?;
-        for _ in 0..TRIES {
-            let own: Option<Person> = store
-                .single(deadline, "keyring.check", async |connection| {
-                    let row = subjects::table.find(DEPLOYMENT).select(Person::as_select());
-                    Ok(row.first(connection).await.optional()?)
-                })
-                .await?;
-            match own {
-                Some(own) => {
-                    let kek_id = own.kek_id.clone();
-                    let data_key = self.unwrap(&own).map_err(|_| StartError::DoesNotOpen(kek_id))?;
-                    let key = DataKey::new(self.deployment.clone(), &data_key)?;
-                    // Whoever came first has the same key.
-                    let _ = self.own.set(Deployment::new(self.deployment.clone(), key, &data_key)?);
-                    return Ok(());
-                }
-                None => {
-                    let row = self.draw(DEPLOYMENT, None)?;
-                    self.insert(store, deadline, &[row]).await?;
-                }
-            }
-        }
-        Err(StartError::Database(Error::internal("the deployment's own row in subjects does not stay")))
-    }
-
-    async fn name_database(&self, store: &Store, deadline: &Deadline) -> Result<String> {
-        for _ in 0..TRIES {
-            let found: Option<String> = store
-                .single(deadline, "deployment.name", async |connection| {
-                    Ok(deployment::table.select(deployment::name).first(connection).await.optional()?)
-                })
-                .await?;
-            if let Some(found) = found {
-                return Ok(found);
-            }
-            store
-                .autocommit(deadline, "deployment.name", async |connection| {
-                    diesel::insert_into(deployment::table)
-                        .values(deployment::name.eq(&*self.deployment))
-                        .on_conflict_do_nothing()
-                        .execute(connection)
-                        .await?;
-                    Ok(())
-                })
-                .await?;
-        }
-        Err(Error::internal("the deployment's own name does not stay"))
-    }
-
-    async fn check_keks(&self, store: &Store, deadline: &Deadline) -> Result<(), StartError> {
-        let given: Vec<&str> = self.keks.ids().collect();
-        let missing: Option<(String, i64)> = store
-            .single(deadline, "keyring.keks", async |connection| {
-                let used: Vec<KekId> = diesel::sql_query(USED_KEKS).load(connection).await?;
-                let Some(KekId { kek_id }) =
-                    used.into_iter().find(|used| !given.contains(&used.kek_id.as_str()))
-                else {
-                    return Ok(None);
-                };
-                let keys = subjects::table
-                    .filter(subjects::kek_id.eq(&kek_id))
-                    .count()
-                    .get_result(connection)
-                    .await?;
-                Ok(Some((kek_id, keys)))
-            })
-            .await?;
-        match missing {
-            None => Ok(()),
-            Some((kek_id, keys)) => Err(StartError::MissingKek { kek_id, keys, given: given.join(", ") }),
-        }
-    }
 }
-
-/// Each key-encryption key in use, found by as many steps through its index as there are keys, however many the people.
-const USED_KEKS: &str = "WITH RECURSIVE used AS ( \
-    (SELECT kek_id FROM sidekeep.subjects ORDER BY kek_id LIMIT 1) UNION ALL \
-    SELECT (SELECT s.kek_id FROM sidekeep.subjects s WHERE s.kek_id > used.kek_id ORDER BY s.kek_id LIMIT 1) \
-    FROM used WHERE used.kek_id IS NOT NULL) \
-    SELECT kek_id FROM used WHERE kek_id IS NOT NULL";
 
 /// Inserts persons, and answers those who are refused.
 const CREATE: &str = "SELECT * FROM sidekeep.create_subjects($1, $2, $3, $4, $5) AS refused (user_id)";
@@ -335,15 +212,9 @@ pub fn refused() -> Error {
     )
 }
 
-#[derive(diesel::QueryableByName)]
-struct KekId {
-    #[diesel(sql_type = diesel::sql_types::Text)]
-    kek_id: String,
-}
-
 #[derive(diesel::Insertable)]
 #[diesel(table_name = subjects)]
-struct NewPerson {
+pub(super) struct NewPerson {
     subject_id: i64,
     user_id: Option<String>,
     wrapped_key: Vec<u8>,
@@ -363,6 +234,11 @@ fn random_subject_id() -> Result<i64> {
 }
 
 impl Person {
+    /// To whom the key is bound.
+    pub(super) fn owner<'a>(&'a self, deployment: &'a str) -> Owner<'a> {
+        Owner { deployment, subject_id: self.subject_id, user_id: self.user_id.as_deref() }
+    }
+
     /// The number that stands for the person.
     pub fn subject_id(&self) -> i64 {
         self.subject_id

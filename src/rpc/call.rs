@@ -154,6 +154,14 @@ impl Calls {
         self.connections.fetch_sub(1, Ordering::Relaxed);
     }
 
+    /// Whether [`Self::grant`] would take these rules.
+    ///
+    /// # Errors
+    /// As [`Self::grant`].
+    pub fn check_access(&self, access: &Access) -> Result<(), PolicyError> {
+        Granted::new(access, &self.methods).map(drop)
+    }
+
     /// Follows other rules from the next call on.
     ///
     /// # Errors

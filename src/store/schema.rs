@@ -231,6 +231,18 @@ diesel::table! {
 }
 
 diesel::table! {
+    sidekeep.daemons (daemon) {
+        daemon -> Text,
+        host -> Text,
+        version -> Text,
+        kek_ids -> Array<Text>,
+        wraps_under -> Text,
+        started_at -> Timestamptz,
+        seen_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
     sidekeep.requests (id) {
         id -> Text,
         subject_id -> Int8,

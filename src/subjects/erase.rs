@@ -214,7 +214,7 @@ impl Attempt<'_> {
         let counts = Counts::of(rows)?;
         let keyring = self.records.keyring();
         // Copies from before a rotation are under a key that was the first one then.
-        let mut kek_ids: Vec<String> = keyring.kek_ids().map(str::to_owned).chain([kek_id]).collect();
+        let mut kek_ids: Vec<String> = keyring.keks().ids().into_iter().chain([kek_id]).collect();
         kek_ids.sort_unstable();
         kek_ids.dedup();
         Ok(Body {

@@ -58,7 +58,7 @@ fn app() -> Vec<String> {
 }
 
 fn operator() -> Vec<String> {
-    named(&["system.", "job.", "audit.checkpoint", "audit.verify", "rpc.discover"])
+    named(&["system.", "job.", "keyring.", "audit.checkpoint", "audit.verify", "rpc.discover"])
 }
 
 #[test]

@@ -11,7 +11,7 @@ use crate::support::{World, sidekeep};
 const SNAPSHOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/snapshots/openrpc.json");
 
 /// The methods with state, in an order in which each finds what its example names.
-const ORDER: [&str; 40] = [
+const ORDER: [&str; 42] = [
     "profile.create",
     "profile.get",
     "profile.update",
@@ -52,9 +52,11 @@ const ORDER: [&str; 40] = [
     "job.run",
     "job.list",
     "job.history",
+    "keyring.rotate",
+    "keyring.status",
 ];
-const LAST: [&str; 4] =
-    ["conversation.update", "conversation.delete", "subject.erase", "subject.certificate"];
+const LAST: [&str; 5] =
+    ["conversation.update", "conversation.delete", "subject.status", "subject.erase", "subject.certificate"];
 
 pub fn document() -> Value {
     let printed = sidekeep(&["openrpc"]);
@@ -154,8 +156,8 @@ fn it_is_an_openrpc_document() {
 }
 
 fn writes(name: &str) -> bool {
-    const OTHERS: [&str; 5] =
-        ["audit.append", "audit.append_many", "audit.checkpoint", "audit.prove", "job.run"];
+    const OTHERS: [&str; 6] =
+        ["audit.append", "audit.append_many", "audit.checkpoint", "audit.prove", "job.run", "keyring.rotate"];
     OTHERS.contains(&name) || writes_records(name)
 }
 

@@ -77,7 +77,9 @@ fn the_key_of_another_deployment_is_refused() {
 #[test]
 fn a_key_in_front_wraps_new_people_and_the_one_behind_opens_old_ones() {
     let world = World::new();
-    world.start().ok("preferences.set", json!({ "user_id": "old", "preferences": { "a": 1 } }));
+    let daemon = world.start();
+    daemon.ok("preferences.set", json!({ "user_id": "old", "preferences": { "a": 1 } }));
+    daemon.stop();
     let (first, second) = (world.path("kek"), world.add_key("second"));
     let daemon = world.start_with(&key_files(&[&second, &first]));
     daemon.ok("preferences.set", json!({ "user_id": "new", "preferences": { "b": 2 } }));

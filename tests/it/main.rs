@@ -39,6 +39,7 @@ mod readme;
 mod records;
 mod requests;
 mod restriction;
+mod rotation;
 mod schema;
 mod sealing;
 mod selector;

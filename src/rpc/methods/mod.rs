@@ -4,6 +4,7 @@ mod audit;
 mod consent;
 mod conversation;
 mod job;
+mod keyring;
 mod preferences;
 mod profile;
 mod request;
@@ -249,6 +250,7 @@ impl Methods {
         subject_holds::add(&mut methods);
         request::add(&mut methods);
         job::add(&mut methods);
+        keyring::add(&mut methods);
         rpc::add(&mut methods);
         system::add(&mut methods);
         methods

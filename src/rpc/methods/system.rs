@@ -417,7 +417,7 @@ fn report(call: &Call) -> Report {
         verification: verification(call),
         jobs: job_reports(call),
         requests: call.app.pressing.seen(),
-        kek_ids: call.app.records.keyring().kek_ids().map(str::to_owned).collect(),
+        kek_ids: call.app.records.keyring().keks().ids(),
         log_level: call.app.telemetry.level(),
         reload_error: call.app.reload_error(),
     }
