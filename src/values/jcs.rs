@@ -63,7 +63,7 @@ fn double(number: f64) -> Option<String> {
     let point = exponent.parse::<i32>().ok()?.checked_add(1)?;
     let zeros = |count: i32| "0".repeat(usize::try_from(count).unwrap_or_default());
     Some(match point {
-        21.. | ..=-6 => {
+        22.. | ..=-6 => {
             let (first, rest) = digits.split_at_checked(1)?;
             let point_and_rest = if rest.is_empty() { String::new() } else { format!(".{rest}") };
             let exponent = point.checked_sub(1)?;
