@@ -16,12 +16,10 @@ mod support {
     pub(crate) mod report;
 }
 
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::bail;
-use serde_json::{Value, json};
-use sidekeep::durable;
+use serde_json::json;
 use support::client::Client;
 use support::place::Place;
 use support::report::{Report, Target, median, microseconds};
@@ -45,9 +43,8 @@ const CLASSIC: &str =
 fn main() -> anyhow::Result<ExitCode> {
     let quick = std::env::args().any(|argument| argument == "--quick");
     let (many, turns) = if quick { (10_000, 3) } else { (100_000, 5) };
-    let place = Place::new()?;
-    sign(&place)?;
-    let daemon = place.serve()?;
+    let place = Place::new(&[])?;
+    let daemon = place.serve("sidekeep", "")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let url = std::fs::read_to_string(place.directory().join("owner-url"))?;
     let postgres = runtime.block_on(connect(&url))?;
@@ -80,19 +77,6 @@ fn main() -> anyhow::Result<ExitCode> {
     report.figure("the UPDATE / subject.erase", &format!("{:.1}", classic / lot));
     report.target(&format!("{many} entries / {FEW} entries"), lot / few, "", Target::AtMost(2.0));
     Ok(report.verdict())
-}
-
-/// Only a daemon with a signing key erases.
-fn sign(place: &Place) -> anyhow::Result<()> {
-    let made = Command::new(env!("CARGO_BIN_EXE_sidekeep")).args(["signing", "generate"]).output()?;
-    if !made.status.success() {
-        bail!("signing generate: {}", String::from_utf8_lossy(&made.stderr));
-    }
-    let (key, config) = (place.directory().join("signing"), place.directory().join("sidekeep.toml"));
-    durable::write(&key, &made.stdout, 0o600)?;
-    let text = std::fs::read_to_string(&config)?;
-    let more = format!("[signing]\nkey_files = [{}]\n", Value::from(key.to_string_lossy()));
-    Ok(durable::write(&config, format!("{text}{more}").as_bytes(), 0o600)?)
 }
 
 /// A person with the same few records as the others, and so many entries.

@@ -36,9 +36,8 @@ fn main() -> anyhow::Result<ExitCode> {
     let wanted = std::env::args().skip(1).find_map(|argument| argument.parse().ok());
     let entries: u32 = wanted.unwrap_or(1_000_000);
     let mut report = Report::default();
-    let place = Place::new()?;
-    sign(&place)?;
-    let daemon = place.serve()?;
+    let place = Place::new(&[])?;
+    let daemon = place.serve("sidekeep", "")?;
     append("few", 10, &daemon)?;
     append("many", entries, &daemon)?;
 
@@ -59,17 +58,6 @@ fn main() -> anyhow::Result<ExitCode> {
     report.figure("memory at most, of a person with 10 entries", &format!("{:.1} MiB", few.peak / MIB));
     report.target("more of it for all of these", (peak - few.peak) / MIB, "MiB", Target::AtMost(64.0));
     Ok(report.verdict())
-}
-
-/// Exports are signed.
-fn sign(place: &Place) -> anyhow::Result<()> {
-    let directory = place.directory();
-    let key = directory.join("signing");
-    let made = Command::new(PROGRAM).args(["signing", "generate", "--out"]).arg(&key).status()?;
-    ensure!(made.success(), "signing generate");
-    let more = format!("[signing]\nkey_files = [{}]\n", Value::from(key.to_string_lossy()));
-    sidekeep::durable::create_directory(&directory.join("conf.d"), 0o700)?;
-    Ok(sidekeep::durable::write(&directory.join("conf.d/signing.toml"), more.as_bytes(), 0o600)?)
 }
 
 /// Entries as an application appends them, all of one person.

@@ -22,7 +22,9 @@ const BROWSERS: [&str; 3] = [
 pub(crate) fn entry(number: u32) -> Value {
     // Persons come in no order.
     let mixed = number.wrapping_mul(2_654_435_761);
-    let pick = |list: &[&str]| list.get((mixed >> 3) as usize % list.len()).map(|text| (*text).to_owned());
+    let pick = |list: &[&str]| {
+        list.iter().cycle().nth(usize::from(mixed.to_le_bytes()[0] >> 3)).map(|text| (*text).to_owned())
+    };
     let mut entry = json!({
         "action": pick(&ACTIONS),
         "user_id": format!("user-{}", mixed % PEOPLE),

@@ -11,7 +11,7 @@ use sidekeep::audit::Draft;
 use sidekeep::audit::entry::Append;
 use sidekeep::audit::merkle::Frontier;
 use sidekeep::config;
-use sidekeep::keyring::{Kek, Keks, Keyring, Person};
+use sidekeep::keyring::{Kek, Keks, Keyring, Listed, Person};
 use sidekeep::store::{Deadline, Store};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -53,7 +53,7 @@ fn alone(place: &Place) -> anyhow::Result<(f64, f64)> {
         let (watched, watching) = (store.clone(), end.clone());
         tracker.spawn(async move { watched.observe(watching).await });
         let deadline = Deadline::after(Duration::from_secs(10), end.clone());
-        keyring.check(&store, &deadline).await?;
+        keyring.check(&store, &deadline, Listed::No).await?;
         let ids: Vec<&str> =
             drafts.iter().flat_map(Draft::people).map(sidekeep::values::UserId::as_str).collect();
         let found = store

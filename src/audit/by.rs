@@ -3,7 +3,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::draft::Draft;
-use super::entry::{Append, Labels, OWN_LABELS, Outcome};
+use super::entry::{Append, DIGEST, Labels, OWN_LABELS, Outcome};
 use super::turn::Turn;
 use crate::error::Result;
 use crate::store::Deadline;
@@ -154,7 +154,7 @@ impl By {
         own.extend(self.request_id.as_ref().map(|id| (REQUEST_ID, id.as_str().to_owned())));
         own.extend(noted.also.map(|subject_id| (ALSO, subject_id.to_string())));
         own.extend(self.refused.map(|count| ("sidekeep.count", count.to_string())));
-        own.extend(noted.digest.map(|digest| ("sidekeep.row_sha256", digest)));
+        own.extend(noted.digest.map(|digest| (DIGEST, digest)));
         let own = own.into_iter().map(|(name, value)| (name.to_owned(), value)).chain(noted.labels);
         let (kind, id) = noted.resource.unzip();
         let given = Append {

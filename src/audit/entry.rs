@@ -50,6 +50,9 @@ pub struct Labels(
     Vec<(String, String)>,
 );
 
+/// The label with the SHA-256 of the row that was stored, which only sidekeep can give.
+pub const DIGEST: &str = "sidekeep.row_sha256";
+
 impl Labels {
     /// Labels that sidekeep gives itself.
     pub fn own(labels: impl IntoIterator<Item = (&'static str, String)>) -> Self {
@@ -75,6 +78,11 @@ impl Labels {
     /// Labels as PostgreSQL writes them.
     pub fn read(json: &[u8]) -> Option<Self> {
         serde_json::from_slice::<BTreeMap<String, String>>(json).ok().map(Self::of)
+    }
+
+    /// Whether the digest of a stored row is among them.
+    pub fn has_digest(&self) -> bool {
+        self.iter().any(|(key, _)| key == DIGEST)
     }
 
     /// The labels in the order of their keys.

@@ -110,6 +110,11 @@ impl Log {
         self.queue.staged(0, Box::new(entry));
     }
 
+    /// Whether entries are taken: not while the log is behind its publication.
+    pub fn takes_entries(&self) -> bool {
+        self.may_append().is_ok()
+    }
+
     fn may_append(&self) -> Result<()> {
         self.publication.refusal().map_or(Ok(()), Err)
     }

@@ -414,13 +414,14 @@ pub const TABLES: &[Table] = &[
             "last_recorded_at",
             "leased_until",
             "closed_at",
+            "edge",
         ],
     ),
     nobodys(
         "audit_nodes",
         Period::Deployment,
         &["stream", "level", "index"],
-        &["stream", "level", "index", "hash"],
+        &["stream", "level", "index", "hash", "children"],
     ),
     nobodys(
         "audit_heads",
@@ -428,7 +429,20 @@ pub const TABLES: &[Table] = &[
         &["index"],
         &["index", "stream", "size", "root", "at", "leaf_hash"],
     ),
-    nobodys("audit_checkpoints", Period::Deployment, &["size"], &["size", "root", "note", "at"]),
+    nobodys("audit_checkpoints", Period::Deployment, &["size"], &["size", "root", "note", "at", "edge"]),
+    nobodys("audit_publications", Period::Deployment, &["destination"], &["destination", "size", "at"]),
+    nobodys(
+        "audit_verified",
+        Period::Deployment,
+        &["stream"],
+        &["stream", "at", "blocks", "edge", "again", "mac"],
+    ),
+    nobodys(
+        "daemons",
+        Period::Deployment,
+        &["daemon"],
+        &["daemon", "host", "version", "kek_ids", "wraps_under", "started_at", "seen_at"],
+    ),
     nobodys(
         "job_runs",
         Period::JobRuns,
@@ -446,6 +460,7 @@ pub const TABLES: &[Table] = &[
             "holder",
             "counts",
             "error",
+            "asked",
         ],
     ),
 ];

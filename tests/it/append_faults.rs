@@ -62,7 +62,7 @@ fn set_trap(proxy: &Proxy, (fault, step): Trap) {
             proxy.then_fail(fault, |sql| sql.starts_with("SELECT") && sql.contains("\"wrapped_key\""));
         }
         "create" => {
-            proxy.then_fail(fault, |sql| sql.starts_with("INSERT INTO") && sql.contains("subjects"));
+            proxy.then_fail(fault, |sql| sql.contains("create_subjects"));
         }
         "append" => proxy.then_fail(fault, is_append),
         "fence" => {

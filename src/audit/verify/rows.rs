@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 
 use super::findings::at;
 use super::section::{Section, Steps};
-use crate::audit::entry::{Entry, Labels};
+use crate::audit::entry::{DIGEST, Entry, Labels};
 use crate::clock::Timestamp;
 use crate::store::Columns;
 
@@ -23,9 +23,6 @@ pub(super) fn query(stream: i32, section: &Section) -> String {
         section.from, section.to
     )
 }
-
-/// The label that says what the row of a consent was.
-const ROW: &str = "sidekeep.row_sha256";
 
 /// What an entry says of a row beside the log.
 #[derive(Clone, Debug)]
@@ -100,7 +97,7 @@ impl Entries {
             self.persons.entry(person).or_insert(entry.position);
         }
         let digest = entry.labels.as_ref().and_then(|labels| {
-            labels.iter().find(|(key, _)| *key == ROW).map(|(_, digest)| digest.to_owned())
+            labels.iter().find(|(key, _)| *key == DIGEST).map(|(_, digest)| digest.to_owned())
         });
         if let (Some(digest), Some(id), Some(subject)) = (digest, entry.resource_id, entry.subject_id) {
             self.claims.push(Claim { place: (self.stream, entry.position), id, subject, digest });

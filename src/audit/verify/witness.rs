@@ -12,6 +12,7 @@ use diesel_async::RunQueryDsl;
 use super::findings::Findings;
 use super::pass::Pass;
 use super::rows::Claim;
+use crate::audit::entry::Labels;
 use crate::audit::staged;
 use crate::error::Result;
 use crate::keyring::Deployment;
@@ -108,7 +109,8 @@ fn compare(claim: &Claim, seen: &Seen, findings: &mut Findings) {
     }
 }
 
-/// Who of these was erased: a tombstone says so, and an entry that a daemon has made, which may still be on its way.
+/// Who of these was erased: a tombstone says so, and an entry that a daemon has made, which may still be on its way. Only an
+/// erasure that was done has a certificate, whose digest its entry bears; one that was refused or only counted has none.
 async fn erased(connection: &mut Connection, own: &Deployment, gone: &[i64]) -> Result<HashSet<i64>> {
     let tombstones: Vec<(i64, String)> = subject_erasures::table
         .filter(subject_erasures::subject_id.eq_any(gone))
@@ -119,14 +121,16 @@ async fn erased(connection: &mut Connection, own: &Deployment, gone: &[i64]) -> 
     let entered: Vec<(String, Option<i64>)> = audit_logs::table
         .filter(audit_logs::id.eq_any(&ids))
         .filter(audit_logs::action.eq(ERASURE))
-        .filter(sql::<Bool>("labels ? 'sidekeep.method'"))
+        .filter(audit_logs::outcome.eq("success"))
+        .filter(sql::<Bool>("labels ?& array['sidekeep.method', 'sidekeep.row_sha256']"))
         .select((audit_logs::id, audit_logs::subject_id))
         .load(connection)
         .await?;
     let mut told: HashSet<(String, Option<i64>)> = entered.into_iter().collect();
     if told.len() < tombstones.len() {
         let staged = staged::genuine(connection, own, ERASURE).await?;
-        told.extend(staged.into_iter().map(|entry| (entry.id, entry.subject_id)));
+        let done = staged.into_iter().filter(|entry| entry.labels.as_ref().is_some_and(Labels::has_digest));
+        told.extend(done.map(|entry| (entry.id, entry.subject_id)));
     }
     let is_told = |(person, entry): (i64, String)| told.contains(&(entry, Some(person))).then_some(person);
     Ok(tombstones.into_iter().filter_map(is_told).collect())

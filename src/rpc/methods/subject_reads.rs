@@ -6,7 +6,7 @@ use crate::subjects::export::{Export, Surroundings, document};
 
 macro_rules! access {
     () => {
-        r#"{"id":"0199e2f4-0000-7000-8000-000000000001","when":"2026-11-20T19:55:00.000000Z","who":"user:bob","uid":1000,"what":"profile.get","resource_type":"profile","resource_id":"user:alice","purpose":"support","request_id":"r-1","outcome":"success","across_people":false}"#
+        r#"{"id":"0199e2f4-0000-7000-8000-000000000001","when":"2026-11-20T19:55:00.000000Z","who":null,"uid":1000,"what":"profile.get","resource_type":"profile","resource_id":"user:alice","purpose":null,"request_id":null,"outcome":"success","across_people":false}"#
     };
 }
 

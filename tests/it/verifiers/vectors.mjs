@@ -101,7 +101,7 @@ const key = Buffer.from(files.note.key.slice(name.length + id.length + 2), "base
 check(encoded !== undefined && keyId(name, key).toString("hex") === id, "id of the key");
 for (const { name: what, note, checkpoint } of files.note.vectors) {
   const found = opened(note, name, key);
-  check(JSON.stringify(found) === JSON.stringify(checkpoint), what);
+  check(found?.size === checkpoint?.size && found?.root === checkpoint?.root, what);
   count += 1;
 }
 console.log(`${count} vectors`);
