@@ -11,7 +11,7 @@ use diesel::sql_types::Timestamptz;
 use diesel_async::RunQueryDsl;
 
 use super::entry::Head;
-use super::growth::Tile;
+use super::growth::{Growth, Tile};
 use super::head_mac::{HEAD, head_parts};
 use super::log::Log;
 use super::merkle::{Frontier, Hash, cover};
@@ -26,6 +26,8 @@ use crate::store::{Connection, Deadline};
 
 /// How often a checkpoint is begun anew because another daemon made one at the same time.
 const TRIES: usize = 5;
+/// How often the heads log is looked at while others extend it.
+const LOOKS: usize = 3;
 
 /// A row of `audit_streams`.
 #[derive(Clone, Debug, Queryable, Selectable)]
@@ -163,19 +165,14 @@ impl Log {
 
     async fn extend(&self, tx: &mut Connection) -> Result<Made> {
         let signer = self.signer()?;
+        let mut tree = heads_tree(tx).await?;
+        // After the tree: what another daemon has added since is no growth, or has the next index already.
         let grown = grown(tx).await?;
-        let last: Option<i64> =
-            audit_heads::table.select(diesel::dsl::max(audit_heads::index)).get_result(tx).await?;
-        let size = last.map_or(0, |last| last.saturating_add(1));
         if grown.is_empty() {
             return Ok(Made { checkpoint: false, succession: None });
         }
         let at: DateTime<Utc> =
             diesel::select(sql::<Timestamptz>("clock_timestamp()")).get_result(tx).await?;
-        let mut tree = Tree::Heads.growth(tx).await?;
-        if i64::try_from(tree.size()).ok() != Some(size) {
-            return Err(Error::Tampered { at: "audit_heads: a head is missing, or in no checkpoint".into() });
-        }
         let (mut heads, mut nodes) = (Vec::new(), Vec::new());
         for stream in grown {
             let root = stream.sealed_root(self)?.ok_or_else(|| Error::Tampered {
@@ -230,6 +227,23 @@ impl Log {
         let entry = succession::entry(deployment, checkpoint.size, (old, signer));
         staged::stage(tx, self.keyring.own()?, entry).await.map(Some)
     }
+}
+
+/// The tree of the heads log, which has every head. Another daemon may add some between two looks, but not each time.
+///
+/// # Errors
+/// [`Error::Tampered`] where a head is missing, or in no checkpoint.
+async fn heads_tree(tx: &mut Connection) -> Result<Growth> {
+    for _ in 0..LOOKS {
+        let tree = Tree::Heads.growth(tx).await?;
+        let last: Option<i64> =
+            audit_heads::table.select(diesel::dsl::max(audit_heads::index)).get_result(tx).await?;
+        let size = last.map_or(0, |last| last.saturating_add(1));
+        if i64::try_from(tree.size()).ok() == Some(size) {
+            return Ok(tree);
+        }
+    }
+    Err(Error::Tampered { at: "audit_heads: a head is missing, or in no checkpoint".into() })
 }
 
 /// What came of an attempt at a checkpoint.

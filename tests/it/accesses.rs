@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Client, Daemon, World, sidekeep};
+use crate::support::{Client, Daemon, World, sidekeep, wait_for};
 
 fn daemon(world: &World) -> Daemon {
     world.start()
@@ -90,6 +90,12 @@ fn reads_across_people_are_listed_as_such_since_the_person_is_known() {
     client.ok("audit.append", json!({ "action": "before" }));
     client.ok("audit.query", json!({ "action": "before" }));
     client.ok("preferences.set", json!({ "user_id": "alice", "preferences": {} }));
+    // A writer knows the server's clock to within the time that asking for it took.
+    let known = world.sql("SELECT to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') FROM subjects WHERE user_id = 'alice'");
+    wait_for("the clocks", || {
+        let later = client.ok("audit.append", json!({ "action": "later" }))["recorded_at"].clone();
+        (later.as_str().unwrap() > known.as_str()).then_some(())
+    });
     client.ok("audit.query", json!({ "action": "preferences.*", "context": { "purpose": "review" } }));
     client.ok("audit.tail", json!({ "limit": 1 }));
     // Under the name of a method, but an application's own.
