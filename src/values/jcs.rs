@@ -46,37 +46,10 @@ fn write(value: &Value, out: &mut Vec<u8>) -> Option<()> {
     Some(())
 }
 
-/// A number as ECMAScript writes it (ECMA-262, Number::toString): the shortest digits that are this double, in one of four forms.
+/// A number as ECMAScript writes it (ECMA-262, Number::toString): the shortest digits that are this double; of two as near, the even
+/// ones.
 fn double(number: f64) -> Option<String> {
-    if !number.is_finite() {
-        return None;
-    }
-    if number == 0.0 {
-        return Some("0".into());
-    }
-    let sign = if number < 0.0 { "-" } else { "" };
-    let scientific = format!("{:e}", number.abs());
-    let (mantissa, exponent) = scientific.split_once('e')?;
-    let digits = mantissa.replace('.', "");
-    let count = i32::try_from(digits.len()).ok()?;
-    // The value is 0.digits × 10^point.
-    let point = exponent.parse::<i32>().ok()?.checked_add(1)?;
-    let zeros = |count: i32| "0".repeat(usize::try_from(count).unwrap_or_default());
-    Some(match point {
-        22.. | ..=-6 => {
-            let (first, rest) = digits.split_at_checked(1)?;
-            let point_and_rest = if rest.is_empty() { String::new() } else { format!(".{rest}") };
-            let exponent = point.checked_sub(1)?;
-            let plus = if exponent > 0 { "+" } else { "" };
-            format!("{sign}{first}{point_and_rest}e{plus}{exponent}")
-        }
-        ..=0 => format!("{sign}0.{}{digits}", zeros(point.checked_neg()?)),
-        _ if count <= point => format!("{sign}{digits}{}", zeros(point.checked_sub(count)?)),
-        _ => {
-            let (whole, fraction) = digits.split_at_checked(usize::try_from(point).ok()?)?;
-            format!("{sign}{whole}.{fraction}")
-        }
-    })
+    number.is_finite().then(|| ryu_js::Buffer::new().format_finite(number).to_owned())
 }
 
 /// serde_json escapes as ECMAScript does.

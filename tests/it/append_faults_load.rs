@@ -174,7 +174,7 @@ fn a_full_queue_refuses_and_drops_nothing() {
             daemon.ok("system.metrics", json!({}))["text"].as_str().unwrap().contains(refused).then_some(())
         });
         let (health, took) = timed(|| daemon.ok("system.health", json!({})));
-        assert!(health["status"] == "ok" && took < Duration::from_millis(500), "{took:?} {health}");
+        assert!(health["status"] == "ok" && took < Duration::from_secs(5), "{took:?} {health}");
         lock.run("COMMIT");
         clients.into_iter().flat_map(|client| client.join().unwrap()).collect()
     });
