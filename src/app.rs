@@ -132,12 +132,17 @@ impl App {
         self.state.borrow().clone()
     }
 
+    /// Whether database and keys have been found to belong together.
+    pub fn is_ready(&self) -> bool {
+        matches!(*self.state.borrow(), State::Ready)
+    }
+
     /// Waits until database and keys have been found to belong together, as long as a call waits for a connection.
     ///
     /// # Errors
     /// [`Error::Unavailable`] where that did not come.
     pub async fn ready(&self, deadline: &Deadline) -> Result<(), Error> {
-        if matches!(*self.state.borrow(), State::Ready) {
+        if self.is_ready() {
             return Ok(());
         }
         let mut state = self.state.subscribe();

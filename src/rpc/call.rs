@@ -202,7 +202,8 @@ impl Calls {
         // Tokio's budget would make the calls of one connection wait for one another in any order, though nothing keeps them;
         // reading and writing the connection stays within it.
         tokio::task::unconstrained(async move {
-            calls.answer(&peer, &request.method, request.params.as_deref()).await
+            let Request { method, params, .. } = request;
+            calls.answer(&peer, &method, params.map(std::borrow::Cow::into_owned)).await
         })
     }
 
@@ -210,7 +211,7 @@ impl Calls {
         self: &Arc<Self>,
         peer: &Arc<Peer>,
         name: &str,
-        params: Option<&RawValue>,
+        params: Option<Box<RawValue>>,
     ) -> Result<Box<RawValue>, ErrorObjectOwned> {
         let Some(entry) = self.methods.find(name) else {
             metrics::counter!(telemetry::CALLS, "method" => "(unknown)", "outcome" => "not_found")
@@ -238,7 +239,7 @@ impl Calls {
         self: &Arc<Self>,
         entry: &Entry,
         peer: &Arc<Peer>,
-        params: Option<&RawValue>,
+        params: Option<Box<RawValue>>,
     ) -> Result<Box<RawValue>> {
         if !self.access.load().policy.allows(peer, entry.name) {
             if self.app.config.audit.access != AuditAccess::None {
@@ -249,9 +250,16 @@ impl Calls {
         let deadline = Deadline::after(self.app.config.limits.call_timeout.duration(), self.cut.clone());
         // Before anything is waited for: calls begin in the order sent.
         let turn = Mutex::new(entry.queued.then(|| peer.turns.take()));
-        let _counted = if entry.uncounted { None } else { Some(self.admit(&deadline, entry.queued).await?) };
-        if entry.stored {
-            self.app.ready(&deadline).await?;
+        // What seldom has to be waited for is boxed: every call would have room for it otherwise.
+        let _counted = if entry.uncounted {
+            None
+        } else if let Some(places) = self.try_admit(entry.queued) {
+            Some(places)
+        } else {
+            Some(Box::pin(self.admit(&deadline, entry.queued)).await?)
+        };
+        if entry.stored && !self.app.is_ready() {
+            Box::pin(self.app.ready(&deadline)).await?;
         }
         let begun = OnceLock::new();
         let call = |context: Context| {
@@ -261,7 +269,8 @@ impl Calls {
             let _ = begun.set(by.clone());
             Ok(Call { app: self.app.clone(), calls: self.clone(), by, peer: peer.clone(), context })
         };
-        let work = (entry.handler)(params, &call);
+        let work = (entry.handler)(params.as_deref(), &call);
+        drop(params);
         // The queue to the log keeps the deadline by itself, and a clock for each of its callers costs as much as the rest.
         let ended = if entry.queued { Ok(work.await) } else { deadline.run_with_grace(GRACE, work).await };
         let result = match ended {
@@ -272,7 +281,6 @@ impl Calls {
         if let Some(by) = begun.get()
             && let Some(outcome) = self.wants_entry(entry, by, &result)
         {
-            // Boxed, as every call would have room for it otherwise, and thousands of them only wait for the log.
             Box::pin(self.enter(by, outcome)).await?;
         }
         let result = result?;
@@ -341,17 +349,21 @@ impl Calls {
         }
     }
 
+    /// Both places of [`Self::admit`], where nothing has to be waited for.
+    fn try_admit(&self, queued: bool) -> Option<[SemaphorePermit<'_>; 2]> {
+        let working = if queued { &self.queued } else { &self.working };
+        if self.cut.is_cancelled() || !self.budget.has_any() {
+            return None;
+        }
+        Some([self.in_flight.try_acquire().ok()?, working.try_acquire().ok()?])
+    }
+
     /// A place among the calls in flight, and then one among those that work, while there is memory for what they answer.
     /// A call that only waits for the writers of the log needs no place to work.
     async fn admit(&self, deadline: &Deadline, queued: bool) -> Result<[SemaphorePermit<'_>; 2]> {
         let working = if queued { &self.queued } else { &self.working };
         if self.cut.is_cancelled() {
             return Err(Error::unavailable("this daemon is ending; connect again"));
-        }
-        if let (Ok(place), Ok(work), true) =
-            (self.in_flight.try_acquire(), working.try_acquire(), self.budget.has_any())
-        {
-            return Ok([place, work]);
         }
         let wait = deadline.within(self.app.config.database.acquire_timeout.duration());
         let overloaded = |what| Error::Overloaded { what, retry_after: Duration::from_secs(1) };

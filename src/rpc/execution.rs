@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context as TaskContext, Poll, Waker};
 
 use futures_util::future::Either;
-use futures_util::{StreamExt, stream};
+use futures_util::{FutureExt, StreamExt, stream};
 
 use super::context::{Bounds, Dispatch};
 use super::message::{Entry, Message};
@@ -38,7 +38,8 @@ pub(super) fn start<D: Dispatch>(calls: &Arc<D>, peer: &Arc<Peer>, bytes: &[u8],
         Message::Single(Entry::Refused(line)) => Started::Answered(Some(line)),
         Message::Single(Entry::Call(request, reply)) => {
             let call = calls.dispatch(peer, *request);
-            poll_once(async move { reply.line(call.await) })
+            // Mapped and not awaited: an async block would hold the call twice, once before it is polled and once while it is.
+            poll_once(call.map(move |outcome| reply.line(outcome)))
         }
         Message::Batch(entries) => poll_once(batch(calls.clone(), peer.clone(), entries, bounds.answer)),
     }

@@ -36,7 +36,9 @@ use crate::error::{Error, Result};
 type Begin<'a> = &'a (dyn Fn(Context) -> Result<Call> + Send + Sync);
 
 type Handler = Box<
-    dyn for<'a> Fn(Option<&'a RawValue>, Begin<'a>) -> BoxFuture<'a, Result<Box<RawValue>>> + Send + Sync,
+    dyn for<'a> Fn(Option<&'a RawValue>, Begin<'a>) -> BoxFuture<'static, Result<Box<RawValue>>>
+        + Send
+        + Sync,
 >;
 
 /// What a method does and needs.
