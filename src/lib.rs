@@ -9,6 +9,7 @@ pub mod values;
 pub mod durable;
 pub mod telemetry;
 
+pub mod objects;
 pub mod store;
 
 pub mod keyring;
@@ -17,6 +18,8 @@ pub mod audit;
 
 pub mod records;
 
+pub mod backup;
+pub mod evidence;
 pub mod subjects;
 
 pub mod app;

@@ -43,6 +43,14 @@ pub(super) fn credentials_directory() -> Option<OsString> {
     std::env::var_os("CREDENTIALS_DIRECTORY")
 }
 
+/// What the clouds' own variables say of their object stores (`AWS_…`, `GOOGLE_…`), as every tool for them reads it.
+pub fn of_object_stores() -> Vec<(String, String)> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .filter(|(name, _)| name.starts_with("AWS_") || name.starts_with("GOOGLE_"))
+        .collect()
+}
+
 /// The device and inode of the journal's stream, where systemd connected standard error to one (systemd.exec(5)).
 #[expect(clippy::disallowed_methods, reason = "this is the one place")]
 pub fn journal_stream() -> Option<(u64, u64)> {

@@ -24,6 +24,21 @@ pub struct Jobs {
     /// Verifies the log.
     #[serde(deserialize_with = "verify")]
     pub verify: Job,
+    /// Removes what has been kept long enough.
+    #[serde(deserialize_with = "retention")]
+    pub retention: Job,
+    /// Writes the months of the log to their archive.
+    #[serde(deserialize_with = "archive")]
+    pub archive: Job,
+    /// Dumps the database.
+    #[serde(deserialize_with = "backup")]
+    pub backup: Job,
+    /// Backs the keyring up.
+    #[serde(deserialize_with = "keyring_backup")]
+    pub keyring_backup: Job,
+    /// Restores the newest dump, to try it.
+    #[serde(deserialize_with = "drill")]
+    pub drill: Job,
 }
 
 /// One of `[jobs.<name>]`.
@@ -45,6 +60,11 @@ impl Default for Jobs {
             checkpoint: Job::at("* * * * *"),
             partitions: Job::at("0 4 * * *"),
             verify: Job::at("0 * * * *"),
+            retention: Job::at("0 3 * * *"),
+            archive: Job::at("0 4 * * *"),
+            backup: Job::at("0 2 * * *"),
+            keyring_backup: Job::at("* * * * *"),
+            drill: Job::at("0 5 * * 0"),
         }
     }
 }
@@ -78,6 +98,26 @@ fn partitions<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Job, D::Erro
 
 fn verify<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Job, D::Error> {
     Said::deserialize(deserializer).map(|said| said.or(Jobs::default().verify))
+}
+
+fn retention<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Job, D::Error> {
+    Said::deserialize(deserializer).map(|said| said.or(Jobs::default().retention))
+}
+
+fn archive<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Job, D::Error> {
+    Said::deserialize(deserializer).map(|said| said.or(Jobs::default().archive))
+}
+
+fn backup<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Job, D::Error> {
+    Said::deserialize(deserializer).map(|said| said.or(Jobs::default().backup))
+}
+
+fn keyring_backup<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Job, D::Error> {
+    Said::deserialize(deserializer).map(|said| said.or(Jobs::default().keyring_backup))
+}
+
+fn drill<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Job, D::Error> {
+    Said::deserialize(deserializer).map(|said| said.or(Jobs::default().drill))
 }
 
 impl Said {

@@ -8,18 +8,23 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use environment::journal_stream;
+pub use destination::{Bucket, Destination};
+pub use environment::{journal_stream, of_object_stores};
 pub use jobs::{CronExpression, Job, Jobs, TimeZone};
+pub use keeping::{Archive, Backup, Gs, Keep, Retention, S3};
 pub use load::{DEFAULT_FILE, Loaded, Setting, load, socket_path};
 pub use problem::{ConfigError, Origin, Problem};
 pub use recipient::Recipient;
+pub use rules::is_safe;
 pub use secret::{SecretError, secret};
 pub use url::{DatabaseUrlError, database_url, migrate_url};
-pub use values::{DeploymentName, Destination, FileMode, Period, SecretFile, Size};
+pub use values::{DeploymentName, FileMode, Period, SecretFile, Size};
 
 mod check;
+mod destination;
 mod environment;
 mod jobs;
+mod keeping;
 mod keys;
 mod load;
 mod problem;
@@ -56,6 +61,16 @@ pub struct Config {
     pub signing: Signing,
     /// What an erasure leaves.
     pub erasure: Erasure,
+    /// How long what is over is kept.
+    pub retention: Retention,
+    /// The archive of the audit log.
+    pub archive: Archive,
+    /// Dumps of the database.
+    pub backup: Backup,
+    /// How object stores of Amazon's kind are reached.
+    pub s3: S3,
+    /// How object stores of Google's are reached.
+    pub gs: Gs,
     /// Work that is done by the clock.
     pub jobs: Jobs,
     /// Figures for a monitoring system.
@@ -211,6 +226,8 @@ pub struct Database {
     pub url_file: Option<SecretFile>,
     /// A file with the URL of the owner of the tables, for `sidekeep migrate` alone.
     pub migrate_url_file: Option<SecretFile>,
+    /// A file with the URL that dumps are taken by, of a role that may read everything, and past any pooler.
+    pub direct_url_file: Option<SecretFile>,
     /// Whether the server's certificate is checked.
     pub tls: Tls,
     /// The certificates that the server's must descend from (PEM).
@@ -229,6 +246,7 @@ impl Default for Database {
             url: None,
             url_file: None,
             migrate_url_file: None,
+            direct_url_file: None,
             tls: Tls::VerifyFull,
             ca_file: None,
             pool: 8,
@@ -255,6 +273,8 @@ pub enum Tls {
 pub struct Keyring {
     /// The key-encryption keys: the first wraps new keys, the others still open old ones.
     pub key_files: Vec<SecretFile>,
+    /// Where the keyring's own backup is: a destination without versions or object lock.
+    pub backup: Option<Destination>,
     /// For how long the user id of an erased person is not taken again; unset, it may be at once.
     pub refuse_again: Option<Period>,
     /// Who can open the copy that `sidekeep keyring generate` writes beside a new key: public keys of age.
@@ -265,6 +285,7 @@ impl Default for Keyring {
     fn default() -> Self {
         Self {
             key_files: vec![SecretFile::new("/etc/sidekeep/keys/kek")],
+            backup: None,
             refuse_again: None,
             escrow_recipients: Vec::new(),
         }

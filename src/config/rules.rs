@@ -1,11 +1,15 @@
 //! What must hold of a whole configuration: bounds, and keys that depend on each other. Knows nothing of files and places.
 
+mod keeping;
+
 use std::collections::BTreeSet;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+pub use keeping::is_safe;
+
 use super::url::Parsed;
-use super::{AccessRule, Config, NameOrId, Period, SecretFile, Size};
+use super::{AccessRule, Config, Destination, NameOrId, Period, SecretFile, Size};
 
 /// The longest path that `sockaddr_un` holds, without its NUL.
 const SOCKET_PATH_BYTES: usize = 107;
@@ -44,6 +48,7 @@ pub(super) fn check(config: &Config, broken: &BTreeSet<String>, complete: bool) 
     rules.database(complete);
     rules.keyring();
     rules.audit();
+    rules.keeping();
     rules.breaches
 }
 
@@ -279,6 +284,9 @@ impl Rules<'_> {
 
     fn audit(&mut self) {
         let audit = &self.config.audit;
+        if matches!(audit.publish, Some(Destination::S3(_) | Destination::Gs(_))) {
+            self.refuse("audit.publish", "must be a directory, as in \"file:///srv/sidekeep/checkpoints\"");
+        }
         let Some(program) = audit.publish_command.first() else { return };
         if let Some(message) = path_fault(Path::new(program)) {
             self.refuse("audit.publish_command[0]", message);

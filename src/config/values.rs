@@ -1,7 +1,6 @@
 //! Durations, file modes, names and secret files as they are written in the configuration.
 
 use std::net::SocketAddr;
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -13,6 +12,9 @@ use serde::{Deserialize, Deserializer, de};
 pub struct Period(Duration);
 
 impl Period {
+    /// A Julian year, as humantime has it.
+    pub const YEAR: Self = Self::seconds(31_557_600);
+
     /// That many seconds.
     pub const fn seconds(seconds: u64) -> Self {
         Self(Duration::from_secs(seconds))
@@ -21,6 +23,11 @@ impl Period {
     /// That many milliseconds.
     pub const fn millis(millis: u64) -> Self {
         Self(Duration::from_millis(millis))
+    }
+
+    /// So many times as long.
+    pub const fn times(self, count: u32) -> Self {
+        Self(self.0.saturating_mul(count))
     }
 
     /// As the standard library's type.
@@ -210,62 +217,6 @@ impl std::fmt::Display for SecretFile {
     }
 }
 
-/// Where objects are kept outside of the database, as a URL.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Destination {
-    /// A directory, from `file:///…`.
-    Directory(PathBuf),
-}
-
-impl FromStr for Destination {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        const FORM: &str = "must be the URL of a directory, as in \"file:///srv/sidekeep/checkpoints\"";
-        if ["s3://", "gs://"].iter().any(|scheme| text.starts_with(scheme)) {
-            return Err(format!("{FORM}; this version has no object stores"));
-        }
-        let path = text.strip_prefix("file://").filter(|path| path.starts_with('/')).ok_or(FORM)?;
-        if path.contains(['?', '#']) {
-            return Err(format!("{FORM}; write ? as %3F and # as %23"));
-        }
-        let bytes = percent_decoded(path).filter(|bytes| !bytes.contains(&0)).ok_or(FORM)?;
-        Ok(Self::Directory(std::ffi::OsString::from_vec(bytes).into()))
-    }
-}
-
-impl std::fmt::Display for Destination {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self::Directory(path) = self;
-        f.write_str("file://")?;
-        for byte in path.as_os_str().as_bytes() {
-            if byte.is_ascii_alphanumeric() || b"/-._~!$&'()*+,;=:@".contains(byte) {
-                write!(f, "{}", char::from(*byte))?;
-            } else {
-                write!(f, "%{byte:02X}")?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// The bytes that a URL's path stands for (RFC 3986 §2.1).
-fn percent_decoded(text: &str) -> Option<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        if byte == b'%' {
-            let pair = [rest.next()?, rest.next()?];
-            let digits =
-                std::str::from_utf8(&pair).ok().filter(|_| pair.iter().all(u8::is_ascii_hexdigit))?;
-            bytes.push(u8::from_str_radix(digits, 16).ok()?);
-        } else {
-            bytes.push(byte);
-        }
-    }
-    Some(bytes)
-}
-
 /// Reads an address with a port.
 pub(super) fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
     let text = Option::<String>::deserialize(deserializer)?;
@@ -309,33 +260,4 @@ as_text!(Period, "30s");
 as_text!(Size, "4MiB");
 as_text!(DeploymentName, "sidekeep");
 as_text!(FileMode, "0660");
-as_text!(Destination, "file:///srv/sidekeep/checkpoints");
 as_text!(SecretFile, "/etc/sidekeep/keys/kek");
-
-#[cfg(test)]
-mod tests {
-    use super::Destination;
-
-    #[test]
-    fn a_destination_is_the_url_of_a_directory() {
-        for url in ["file:///srv/a", "file:///srv/a%20b%25%C3%A9", "file:///"] {
-            let read: Destination = url.parse().unwrap();
-            assert_eq!(read.to_string(), url);
-        }
-        let Destination::Directory(path) = "file:///srv/a%20b".parse().unwrap();
-        assert_eq!(path.to_str(), Some("/srv/a b"));
-        for wrong in [
-            "",
-            "/srv/a",
-            "file://host/a",
-            "file://a",
-            "s3://bucket",
-            "file:///a%2",
-            "file:///a%zz",
-            "file:///a%00",
-            "file:///a?b",
-        ] {
-            assert!(wrong.parse::<Destination>().is_err(), "{wrong}");
-        }
-    }
-}

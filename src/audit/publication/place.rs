@@ -35,12 +35,11 @@ impl Place {
     /// The destination of the configuration, if there is one.
     pub(super) fn of(audit: &Audit) -> Option<Self> {
         match (&audit.publish, audit.publish_command.split_first()) {
-            (Some(destination), _) => {
-                let Destination::Directory(path) = destination;
+            (Some(destination @ Destination::Directory(path)), _) => {
                 Some(Self::Directory(Directory::new(path.clone(), destination.to_string())))
             }
-            (None, Some((program, arguments))) => Some(Self::Command(Command::new(program, arguments))),
-            (None, None) => None,
+            (_, Some((program, arguments))) => Some(Self::Command(Command::new(program, arguments))),
+            (_, None) => None,
         }
     }
 

@@ -1,0 +1,108 @@
+//! `[retention]`, `[archive]`, `[backup]`, and the object stores that they and the publication use: what is kept where, and how long.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Destination, Period, Recipient, SecretFile};
+
+const DAY: u64 = 24 * 3600;
+
+/// `[retention]`: how long what is over is kept.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Retention {
+    /// A conversation, from its last message, or from its creation where it has none.
+    pub conversations: Period,
+    /// A consent, from when another of its type replaced it, or from its expiry.
+    pub consents: Period,
+    /// A month of the audit log, from its end; and its archive.
+    pub audit_logs: Period,
+    /// A request of a person, from when it was closed.
+    pub requests: Period,
+    /// A run of a job, from its end.
+    pub job_runs: Period,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self {
+            conversations: Period::seconds(90 * DAY),
+            consents: Period::YEAR.times(7),
+            audit_logs: Period::YEAR.times(7),
+            requests: Period::YEAR.times(7),
+            job_runs: Period::YEAR,
+        }
+    }
+}
+
+/// `[archive]`.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Archive {
+    /// How long after its end a month of the audit log is archived.
+    pub after: Period,
+    /// Where.
+    pub destination: Option<Destination>,
+}
+
+impl Default for Archive {
+    fn default() -> Self {
+        Self { after: Period::seconds(90 * DAY), destination: None }
+    }
+}
+
+/// `[backup]`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Backup {
+    /// Where dumps of the database are kept; the keyring's own backup is in `keyring.backup`.
+    pub destination: Option<Destination>,
+    /// How many are kept.
+    pub keep: Keep,
+    /// Who alone can open a dump: public keys of age. Empty: whoever can read it.
+    pub recipients: Vec<Recipient>,
+    /// A file with the URL of a database server where a dump may be restored to try it, instead of a private PostgreSQL.
+    pub drill_url: Option<SecretFile>,
+    /// How long physical copies of the database are kept: base backups, WAL archives, snapshots.
+    pub physical_retention: Option<Period>,
+}
+
+/// `backup.keep`: of the newest days, weeks and months that have a dump, the last one of each is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Keep {
+    /// Days.
+    pub daily: u32,
+    /// Weeks (ISO 8601).
+    pub weekly: u32,
+    /// Months.
+    pub monthly: u32,
+}
+
+impl Default for Keep {
+    fn default() -> Self {
+        Self { daily: 7, weekly: 4, monthly: 12 }
+    }
+}
+
+/// `[s3]`: how every `s3://` destination is reached.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct S3 {
+    /// The URL of a store that is not Amazon's; without TLS only on a loopback address.
+    pub endpoint: Option<String>,
+    /// The region.
+    pub region: Option<String>,
+    /// A file with `access_key_id` and `secret_access_key`.
+    pub credentials_file: Option<SecretFile>,
+}
+
+/// `[gs]`: how every `gs://` destination is reached.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Gs {
+    /// The URL of an emulator; without TLS only on a loopback address.
+    pub endpoint: Option<String>,
+    /// The key file of a service account (JSON).
+    pub credentials_file: Option<SecretFile>,
+}
