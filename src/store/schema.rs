@@ -213,6 +213,22 @@ diesel::table! {
 }
 
 diesel::table! {
+    sidekeep.audit_archives (stream, month) {
+        stream -> Int4,
+        month -> Date,
+        first_position -> Int8,
+        last_position -> Int8,
+        entries -> Int8,
+        object -> Text,
+        manifest -> Text,
+        size -> Int8,
+        sha256 -> Bytea,
+        verified_at -> Timestamptz,
+        removed_at -> Nullable<Timestamptz>,
+    }
+}
+
+diesel::table! {
     sidekeep.job_runs (run) {
         run -> Text,
         name -> Text,

@@ -55,7 +55,7 @@ fn diesel_knows_the_columns_that_the_catalogue_has() {
     let world = World::new();
     let catalogue = world.sql(
         "SELECT table_name || '.' || column_name || ' ' || CASE udt_name WHEN 'timestamptz' THEN 'Timestamptz' WHEN 'int8' THEN 'Int8' \
-         WHEN 'text' THEN 'Text' WHEN 'bytea' THEN 'Bytea' WHEN 'bool' THEN 'Bool' WHEN 'int4' THEN 'Int4' WHEN 'int2' THEN 'Int2' WHEN 'jsonb' THEN 'Jsonb' WHEN '_text' THEN 'Array<Text>' ELSE udt_name END || ' ' || is_nullable \
+         WHEN 'text' THEN 'Text' WHEN 'bytea' THEN 'Bytea' WHEN 'bool' THEN 'Bool' WHEN 'int4' THEN 'Int4' WHEN 'int2' THEN 'Int2' WHEN 'jsonb' THEN 'Jsonb' WHEN 'date' THEN 'Date' WHEN '_text' THEN 'Array<Text>' ELSE udt_name END || ' ' || is_nullable \
          FROM information_schema.columns WHERE table_schema = 'sidekeep' AND table_name <> '__diesel_schema_migrations' AND table_name !~ '^audit_logs_[0-9]' \
          AND table_name NOT IN (SELECT viewname FROM pg_views WHERE schemaname = 'sidekeep') \
          ORDER BY table_name, ordinal_position",
@@ -90,7 +90,7 @@ fn the_daemons_role_can_do_no_more_than_it_needs() {
     ));
     assert_eq!(
         grants,
-        "__diesel_schema_migrations:r audit_checkpoints:ra audit_heads:ra audit_logs:ra audit_nodes:ra audit_publications:raw \
+        "__diesel_schema_migrations:r audit_archives:ra audit_checkpoints:ra audit_heads:ra audit_logs:ra audit_nodes:ra audit_publications:raw \
          audit_staged:rad audit_streams:raw audit_verified:raw consent_evidence:ra consent_records:rad conversation_messages:rad \
          conversations:rawd daemons:rawd deployment:ra job_runs:rawd legal_holds:rad requests:ra schema_compatibility:r \
          subject_erasures:ra subject_refusals:rad subjects:rad user_preferences:rawd user_profiles:rawd"
