@@ -242,6 +242,21 @@ impl Records {
         Err(Error::NotFound { what })
     }
 
+    /// Notes that a call names this person, though it found nothing of theirs.
+    ///
+    /// # Errors
+    /// The store's.
+    pub(crate) async fn names(&self, by: &By, user_id: &UserId) -> Result<()> {
+        let known = self.store.single(&by.deadline, "subjects.find", async |connection| {
+            let row = subjects::table.filter(subjects::user_id.eq(user_id.as_str())).count();
+            Ok(row.get_result::<i64>(connection).await?)
+        });
+        if known.await? > 0 {
+            by.concerns(user_id.as_str());
+        }
+        Ok(())
+    }
+
     /// Opens a person's key, and notes whom the call concerns.
     fn unrestricted(&self, by: &By, person: Person) -> Result<Subject> {
         let subject = self.keyring.open(person)?;
