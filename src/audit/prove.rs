@@ -76,9 +76,9 @@ impl Log {
         self.drained(&by.deadline).await?;
         let stored = self.find(by, which).await?;
         let (stream, position) = (stored.stream, stored.position);
-        let at = format!("audit_logs, stream {stream} position {position}");
-        let (entry, _) = stored.entry().ok_or_else(|| Error::Tampered { at: at.clone() })?;
-        let canonical = String::from_utf8(entry.canonical()).map_err(|_| Error::Tampered { at })?;
+        let (entry, leaf) = stored.verified()?;
+        let at = || Error::Tampered { at: format!("audit_logs, stream {stream} position {position}") };
+        let canonical = String::from_utf8(entry.canonical()).map_err(|_| at())?;
         for _ in 0..2 {
             let proof = self
                 .store
@@ -87,7 +87,18 @@ impl Log {
                 })
                 .await?;
             if let Some((head, checkpoint, path, heads_path)) = proof {
-                let canonical_head = head.head().map(|head| head.canonical()).unwrap_or_default();
+                // Nobody is given a proof that does not hold.
+                let leads_to = |leaf, index: i64, size: i64, path: &[Hash]| {
+                    root_by_inclusion(leaf, u64::try_from(index).ok()?, u64::try_from(size).ok()?, path)
+                };
+                if leads_to(leaf, position, head.size, &path) != Hash::read(&head.root) {
+                    return Err(at());
+                }
+                let told = head.head().ok_or_else(|| Error::Tampered { at: "audit_heads".into() })?;
+                if leads_to(told.leaf(), head.index, checkpoint.size, &heads_path) != Hash::read(&checkpoint.root) {
+                    return Err(Error::Tampered { at: format!("audit_heads, index {}", head.index) });
+                }
+                let canonical_head = told.canonical();
                 return Ok(Proof {
                     canonical,
                     stream,

@@ -143,6 +143,7 @@ impl Log {
         Json::trusted(given.to_string()).into_iter().for_each(|given| by.looks_for(given));
         let stored = self.find(by, which).await?;
         by.about("entry", stored.id.as_str());
+        stored.clone().verified()?;
         let opener =
             Opener::of(&self.store, &self.keyring, std::slice::from_ref(&stored), &by.deadline).await?;
         let shown = opener.open(stored)?;

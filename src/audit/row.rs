@@ -5,6 +5,7 @@ use diesel::prelude::{Queryable, Selectable};
 
 use super::entry::{Entry, Labels};
 use super::merkle::Hash;
+use crate::error::{Error, Result};
 use crate::store::schema::audit_logs;
 
 /// The method that follows the log.
@@ -43,6 +44,18 @@ impl Stored {
     pub fn is_of_tail(&self) -> bool {
         let method = self.labels.as_ref().and_then(|labels| labels.get("sidekeep.method"));
         self.action == TAIL && method.and_then(serde_json::Value::as_str) == Some(TAIL)
+    }
+
+    /// The entry, with the leaf hash that it has now and had when it was appended.
+    ///
+    /// # Errors
+    /// [`Error::Tampered`], naming its place.
+    pub fn verified(self) -> Result<(Entry, Hash)> {
+        let at = format!("audit_logs, stream {} position {}", self.stream, self.position);
+        match self.entry() {
+            Some((entry, leaf)) if entry.leaf() == leaf => Ok((entry, leaf)),
+            _ => Err(Error::Tampered { at }),
+        }
     }
 
     /// The entry, and the leaf hash that stands beside it; nothing where labels or hash are not of their form.

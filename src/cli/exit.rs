@@ -2,7 +2,9 @@
 
 use std::fmt::{self, Display};
 
+use crate::app::OpenError;
 use crate::config::ConfigError;
+use crate::error::Error;
 
 /// An exit code other than 0 and 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +46,14 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
             Code::Config => 78,
         };
     }
+    // The database was not reached, which says nothing about what is in it.
+    let away = |cause: &(dyn std::error::Error + 'static)| {
+        matches!(cause.downcast_ref(), Some(Error::Unavailable { .. }))
+            || matches!(cause.downcast_ref(), Some(OpenError::Connect(_) | OpenError::Database(_)))
+    };
+    if error.chain().any(away) {
+        return 2;
+    }
     let closed = |error: &std::io::Error| error.kind() == std::io::ErrorKind::BrokenPipe;
     if error.downcast_ref::<super::output::Unwritten>().is_some_and(|unwritten| closed(&unwritten.0)) {
         return 0;
@@ -66,7 +76,7 @@ pub fn message(error: &anyhow::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Error, ErrorKind};
+    use std::io::ErrorKind;
 
     use super::super::output::Unwritten;
     use super::*;
@@ -80,7 +90,7 @@ mod tests {
         assert_eq!(exit_code(&Unwritten(ErrorKind::BrokenPipe.into()).into()), 0);
         assert_eq!(exit_code(&Unwritten(ErrorKind::StorageFull.into()).into()), 1);
         assert_eq!(
-            exit_code(&Error::from(ErrorKind::BrokenPipe).into()),
+            exit_code(&std::io::Error::from(ErrorKind::BrokenPipe).into()),
             1,
             "a broken socket is no closed terminal"
         );

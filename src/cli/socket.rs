@@ -1,5 +1,7 @@
 //! The running daemon, as commands find and ask it.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -23,6 +25,9 @@ pub(super) struct Socket {
     /// How long to wait for the answer
     #[arg(long, value_name = "TIME", default_value = "60s")]
     timeout: Period,
+    /// Why, as a code: it goes with the call as `context.purpose`
+    #[arg(long, value_name = "CODE")]
+    purpose: Option<String>,
 }
 
 impl Socket {
@@ -32,7 +37,21 @@ impl Socket {
             Some(path) => path.clone(),
             None => configured(global)?,
         };
+        let params = &*self.with_purpose(params)?;
         client::call(&path, method, params, self.limit()).map_err(|error| coded(Code::Usage, error))
+    }
+
+    /// The parameters as they are, and the purpose in their context.
+    fn with_purpose<'a>(&self, params: &'a RawValue) -> anyhow::Result<Cow<'a, RawValue>> {
+        let Some(purpose) = &self.purpose else { return Ok(Cow::Borrowed(params)) };
+        let mut params: BTreeMap<String, Box<RawValue>> = serde_json::from_str(params.get())?;
+        let context = params.remove("context");
+        let context = context.map(|context| serde_json::from_str(context.get())).transpose();
+        let mut context: Map<String, Value> =
+            context.map_err(|_| coded(Code::Usage, "context must be an object"))?.unwrap_or_default();
+        context.insert("purpose".to_owned(), purpose.as_str().into());
+        params.insert("context".to_owned(), serde_json::value::to_raw_value(&context)?);
+        Ok(Cow::Owned(serde_json::value::to_raw_value(&params)?))
     }
 
     /// The result of a call, which must succeed.

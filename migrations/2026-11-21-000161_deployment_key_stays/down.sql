@@ -1,0 +1,2 @@
+DROP TRIGGER deployment ON subjects;
+DROP FUNCTION refuse_deployment_delete();
