@@ -27,7 +27,8 @@ use crate::values::{Limit, Page, UserId, decode, encode};
 
 /// Methods that may show many people's data at once: their entries name nobody unless the caller did.
 /// As the index on them says it (`audit_logs_across`), which is used only for these very words.
-pub const ACROSS: &str = "action IN ('audit.query', 'audit.tail', 'request.list', 'subject.find', 'subject.holds')";
+pub const ACROSS: &str =
+    "action IN ('audit.query', 'audit.tail', 'request.list', 'subject.find', 'subject.holds')";
 
 /// Parameters of `subject.accesses`.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::by::By;
 use super::heads::{CheckpointRow, HeadRow, newest};
 use super::log::Log;
-use super::merkle::{Hash, consistency, inclusion};
+use super::merkle::{Hash, consistency, inclusion, root_by_inclusion};
 use super::read::Which;
 use super::tree::Tree;
 use crate::error::{Error, Result};
@@ -95,7 +95,9 @@ impl Log {
                     return Err(at());
                 }
                 let told = head.head().ok_or_else(|| Error::Tampered { at: "audit_heads".into() })?;
-                if leads_to(told.leaf(), head.index, checkpoint.size, &heads_path) != Hash::read(&checkpoint.root) {
+                if leads_to(told.leaf(), head.index, checkpoint.size, &heads_path)
+                    != Hash::read(&checkpoint.root)
+                {
                     return Err(Error::Tampered { at: format!("audit_heads, index {}", head.index) });
                 }
                 let canonical_head = told.canonical();

@@ -139,7 +139,8 @@ fn a_standby_that_is_gone_makes_no_success() {
     };
     reload("nobody");
     for user_id in ["known", "new"] {
-        let (error, took) = timed(|| client.err("consent.record", consent(user_id, user_id)));
+        let (error, took) =
+            timed(|| client.err("consent.record", consent(user_id, &format!("id-{user_id}"))));
         eprintln!("deadline 1s: {user_id} {took:?}");
         assert_eq!(error.kind(), "unknown_outcome", "{user_id}: {error:?}");
         assert!(took < LATE);
