@@ -11,7 +11,7 @@ use crate::support::{Answer, Cluster, Daemon, Fault, Proxy, Psql, World, timed, 
 const LATE: Duration = Duration::from_secs(2);
 
 fn consent(user_id: &str, id: &str) -> Value {
-    json!({ "user_id": user_id, "consent_type": "c", "granted": true, "id": id })
+    json!({ "user_id": user_id, "consent_type": "c", "granted": true, "id": format!("consent-{id}") })
 }
 
 /// A world whose daemons reach the shared cluster by way of a proxy.
@@ -139,8 +139,7 @@ fn a_standby_that_is_gone_makes_no_success() {
     };
     reload("nobody");
     for user_id in ["known", "new"] {
-        let (error, took) =
-            timed(|| client.err("consent.record", consent(user_id, &format!("id-{user_id}"))));
+        let (error, took) = timed(|| client.err("consent.record", consent(user_id, user_id)));
         eprintln!("deadline 1s: {user_id} {took:?}");
         assert_eq!(error.kind(), "unknown_outcome", "{user_id}: {error:?}");
         assert!(took < LATE);
