@@ -1,0 +1,18 @@
+DROP TRIGGER shards_on_insert ON subjects;
+DROP TRIGGER shards_on_update ON subjects;
+DROP TRIGGER shards_on_delete ON subjects;
+DROP TRIGGER shards_on_truncate ON subjects;
+DROP TRIGGER shards_on_insert ON subject_erasures;
+DROP TRIGGER shards_on_insert ON legal_holds;
+DROP TRIGGER shards_on_update ON legal_holds;
+DROP FUNCTION raise_changed_shards();
+DROP FUNCTION mark_changed_shards();
+DROP FUNCTION raise_updated_shards();
+DROP FUNCTION raise_all_shards();
+DROP FUNCTION raise_shards(smallint[]);
+DROP FUNCTION mark_shards(smallint[]);
+DROP FUNCTION shard_of(bigint);
+DROP TABLE keyring_writes;
+DROP TABLE keyring_backups;
+DROP TABLE keyring_marks;
+DROP TABLE keyring_shards;
