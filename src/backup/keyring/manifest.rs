@@ -14,7 +14,7 @@ use crate::values::RecordId;
 /// What the body says it is.
 const FORMAT: &str = "sidekeep-keyring-1";
 /// The largest manifest, in bytes.
-pub const LARGEST: u64 = 4 << 20;
+pub(super) const LARGEST: u64 = 4 << 20;
 /// How often a manifest is written anew because something came in between.
 const ROUNDS: usize = 50;
 

@@ -7,12 +7,14 @@
 
 mod content;
 mod kept;
+mod lateness;
 mod manifest;
 mod shard;
 mod state;
 
 pub use content::{Line, Lines};
 pub use kept::{LARGEST, MANIFEST, shard_name};
+pub use lateness::Lateness;
 pub use manifest::{Kept, Manifest, Unsound};
 pub use state::{Late, Needed, generation, late, needed};
 
