@@ -105,6 +105,11 @@ fn a_writer_that_stalls_puts_nobody_back_who_is_erased_meanwhile() {
         "SELECT count(*) > 1 FROM keyring_writes WHERE object = 'shards/' || lpad(to_hex({shard}), 2, '0')"
     );
     wait_for("the stalled writer", || (world.sql(&begun) == "t").then_some(()));
+    wait_for("its wait for the lock", || {
+        let locks = std::fs::read_to_string("/proc/locks").unwrap();
+        let pid = daemon.pid().to_string();
+        locks.lines().any(|line| line.contains("-> FLOCK") && line.split_whitespace().any(|w| w == pid)).then_some(())
+    });
     let waits = "SELECT count(*) FROM job_runs WHERE name = 'keyring_backup' AND state = 'running'";
     assert_eq!(world.sql(waits), "1");
     erase(&other, "ada");
@@ -202,7 +207,7 @@ fn what_is_gone_is_written_again_and_what_is_not_ours_is_not_replaced() {
     assert_eq!((&done["state"], people(&world).len()), (&json!("ok"), 2), "{done}");
     assert!(directory(&world).join("manifest.json").exists());
 
-    let shard = world.sql("SELECT lpad(to_hex(shard_of(subject_id)), 2, '0') FROM subjects WHERE user_id = 'ada'");
+    let shard = world.sql("SELECT lpad(to_hex(shard_of(subject_id)::int), 2, '0') FROM subjects WHERE user_id = 'ada'");
     let path = directory(&world).join("shards").join(shard);
     let sound = std::fs::read(&path).unwrap();
     std::fs::write(&path, b"something else\n").unwrap();

@@ -31,7 +31,9 @@ const COUNT: &str = "UPDATE sidekeep.keyring_backups SET generation = generation
 const FORGET: &str = "DELETE FROM sidekeep.keyring_writes WHERE object = $1 AND id <> $2 AND begun_at < now() - interval '1 day'";
 const STORED_MANIFEST: &str = "UPDATE sidekeep.keyring_backups SET stored = greatest(stored, $1), stored_at = clock_timestamp() \
     RETURNING generation";
-const ADOPT: &str = "UPDATE sidekeep.keyring_backups SET destination = $1, stored = 0 WHERE destination IS DISTINCT FROM $1";
+const ADOPT: &str = "WITH was AS (SELECT destination FROM sidekeep.keyring_backups FOR UPDATE) \
+    UPDATE sidekeep.keyring_backups b SET destination = $1, stored = 0 FROM was \
+    WHERE was.destination IS DISTINCT FROM $1 RETURNING was.destination";
 const ANEW: &str = "UPDATE sidekeep.keyring_shards SET stored = 0, kek_ids = '{}', sealed_under = NULL \
     WHERE stored > 0";
 const LATE: &str = "SELECT extract(epoch FROM clock_timestamp() - min(raised_at))::float8 AS seconds, count(raised_at) AS shards \
@@ -44,6 +46,12 @@ const NEEDED: &str = "SELECT kek_id, count(*) AS shards FROM sidekeep.keyring_sh
 struct Number {
     #[diesel(sql_type = Int2)]
     shard: i16,
+}
+
+#[derive(QueryableByName)]
+struct Before {
+    #[diesel(sql_type = Nullable<Text>)]
+    destination: Option<String>,
 }
 
 #[derive(QueryableByName)]
@@ -113,15 +121,16 @@ impl Writer<'_> {
     /// In another destination than before, everything is to be written.
     pub(super) async fn adopt(&self) -> Result<()> {
         let adopted = self.store().transact(self.deadline, "keyring_backup.adopt", async |tx| {
-            let other =
-                diesel::sql_query(ADOPT).bind::<Text, _>(self.objects.url()).execute(tx).await? > 0;
-            if other {
+            let adopt = diesel::sql_query(ADOPT).bind::<Text, _>(self.objects.url());
+            let before: Vec<Before> = adopt.load(tx).await?;
+            if !before.is_empty() {
                 diesel::sql_query(ANEW).execute(tx).await?;
             }
-            Ok(other)
+            Ok(before.into_iter().find_map(|before| before.destination))
         });
-        if adopted.await? {
+        if let Some(before) = adopted.await? {
             tracing::warn!(
+                before,
                 destination = self.objects.url(),
                 "the keyring is backed up to another destination than before; remove what is left at the old one"
             );
