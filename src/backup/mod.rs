@@ -1,3 +1,4 @@
 //! Copies of the database that survive it: dumps, what proves them, and the keyring's own backup.
 
 pub mod manifest;
+pub mod snapshot;
