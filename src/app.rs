@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::audit::Log;
+use crate::backup;
 use crate::config::{self, Config, OnGap};
 use crate::error::Error;
 use crate::keyring::{Kek, KekError, Keks, Keyring, Listed, SigningKey, SigningKeyError, StartError};
@@ -45,6 +46,8 @@ pub struct App {
     pub pressing: Pressing,
     /// How late the keyring's backup is.
     pub keyring_lateness: Lateness,
+    /// How far the dump is that this daemon makes.
+    pub dumping: backup::run::Progress,
     /// The daemon's own log and figures.
     pub telemetry: Telemetry,
     /// When this daemon started.
@@ -114,6 +117,7 @@ impl App {
             records,
             pressing: Pressing::default(),
             keyring_lateness: Lateness::default(),
+            dumping: backup::run::Progress::default(),
             state: watch::Sender::new(State::Waiting("not tried yet".into())),
             reload_error: Mutex::new(None),
             started: Instant::now(),
@@ -390,6 +394,14 @@ pub fn open_store(
     let (watched, watching) = (store.clone(), end.clone());
     tracker.spawn(async move { watched.observe(watching).await });
     Ok(store)
+}
+
+/// The public keys of those that this deployment signs with, or has signed with before.
+///
+/// # Errors
+/// A file of `signing.key_files` holds no key.
+pub fn public_keys(config: &Config) -> Result<Vec<Vec<u8>>, OpenError> {
+    Ok(read_signers(config)?.iter().map(|key| key.public().to_vec()).collect())
 }
 
 fn read_signers(config: &Config) -> Result<Vec<SigningKey>, OpenError> {

@@ -96,6 +96,15 @@ BEGIN
 END
 $$;
 
+-- Those who are refused for a while are nobody's: they are in the shard of their digest.
+CREATE FUNCTION mark_refusals() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM sidekeep.mark_shards(ARRAY (SELECT DISTINCT get_byte(c.digest, 0)::smallint FROM changed c));
+    RETURN NULL;
+END
+$$;
+
 CREATE FUNCTION raise_updated_shards() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -126,6 +135,10 @@ CREATE TRIGGER shards_on_delete AFTER DELETE ON subjects REFERENCING OLD TABLE A
 CREATE TRIGGER shards_on_truncate AFTER TRUNCATE ON subjects FOR EACH STATEMENT EXECUTE FUNCTION raise_all_shards();
 CREATE TRIGGER shards_on_insert AFTER INSERT ON subject_erasures REFERENCING NEW TABLE AS changed
     FOR EACH STATEMENT EXECUTE FUNCTION raise_changed_shards();
+CREATE TRIGGER shards_on_insert AFTER INSERT ON subject_refusals REFERENCING NEW TABLE AS changed
+    FOR EACH STATEMENT EXECUTE FUNCTION mark_refusals();
+CREATE TRIGGER shards_on_update AFTER UPDATE ON subject_refusals REFERENCING NEW TABLE AS changed
+    FOR EACH STATEMENT EXECUTE FUNCTION mark_refusals();
 CREATE TRIGGER shards_on_insert AFTER INSERT ON legal_holds REFERENCING NEW TABLE AS changed
     FOR EACH STATEMENT EXECUTE FUNCTION raise_changed_shards();
 CREATE TRIGGER shards_on_update AFTER UPDATE ON legal_holds REFERENCING NEW TABLE AS changed
@@ -135,6 +148,7 @@ CREATE TRIGGER shards_on_update AFTER UPDATE ON legal_holds REFERENCING NEW TABL
 INSERT INTO keyring_shards (shard, generation)
     SELECT s, (SELECT CASE WHEN EXISTS (SELECT FROM subjects p WHERE p.subject_id BETWEEN s::bigint << 45 AND ((s + 1)::bigint << 45) - 1)
             OR EXISTS (SELECT FROM subject_erasures e WHERE e.subject_id BETWEEN s::bigint << 45 AND ((s + 1)::bigint << 45) - 1)
+            OR EXISTS (SELECT FROM subject_refusals r WHERE get_byte(r.digest, 0) = s)
         THEN 1 ELSE 0 END)
     FROM generate_series(0, 255) s;
 

@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 
 pub use exit::{exit_code, message};
 
+mod backup;
 mod call;
 mod certificate;
 mod client;
@@ -75,6 +76,7 @@ enum Command {
     DataMap(data_map::Args),
     Verify(verify::Args),
     Export(export::Args),
+    Backup(backup::Args),
     Recover(recover::Args),
     Openrpc(openrpc::Args),
     Completions(completions::Args),
@@ -104,6 +106,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::DataMap(args) => data_map::run(args, &global),
         Command::Verify(args) => verify::run(args, &global),
         Command::Export(args) => export::run(&args, &global),
+        Command::Backup(args) => backup::run(args, &global),
         Command::Recover(args) => recover::run(args, &global),
         Command::Openrpc(args) => openrpc::run(args),
         Command::Completions(args) => completions::run(args),

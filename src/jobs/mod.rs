@@ -4,6 +4,7 @@
 //! clock says what is due. What a job does is in the modules below; nothing here begins a transaction of their tables.
 
 mod asked;
+mod backup;
 mod claim;
 mod history;
 mod keyring_backup;
@@ -57,7 +58,16 @@ pub struct Job {
 }
 
 /// Every job of this daemon.
-pub static JOBS: [Job; 4] = [
+pub static JOBS: [Job; 5] = [
+    Job {
+        name: backup::NAME,
+        settings: |jobs| &jobs.backup,
+        lacks: |config| config.backup.destination.is_none().then_some("backup.destination"),
+        limit: Duration::from_secs(12 * 3600),
+        has_dry_run: false,
+        pruned: false,
+        work: |app, deadline, _| Box::pin(backup::run(app, deadline)),
+    },
     Job {
         name: "checkpoint",
         settings: |jobs| &jobs.checkpoint,

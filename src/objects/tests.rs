@@ -60,3 +60,22 @@ async fn an_upload_is_seen_when_it_is_finished_and_never_before() {
     objects.delete("dumps/one").await.unwrap();
     assert!(objects.list("").await.unwrap().is_empty());
 }
+
+#[tokio::test]
+async fn a_folder_goes_with_what_was_never_finished() {
+    let directory = tempfile::tempdir().unwrap();
+    let objects = objects(directory.path());
+    assert!(objects.folders("dumps").await.unwrap().is_empty());
+    objects.create("dumps/one/manifest.json", Bytes::from_static(b"{}")).await.unwrap();
+    let mut killed = objects.upload("dumps/two/dump").await.unwrap();
+    killed.write(Bytes::from(vec![7; 20 << 20])).await.unwrap();
+    assert!(objects.list("dumps/two").await.unwrap().is_empty());
+    assert_eq!(objects.folders("dumps").await.unwrap(), ["one", "two"]);
+    // What a killed process leaves is the file, which nobody takes away when it is dropped.
+    std::fs::write(directory.path().join("dumps/two/dump#9"), b"left").unwrap();
+    drop(killed);
+    objects.clear("dumps/two").await.unwrap();
+    objects.clear("dumps/two").await.unwrap();
+    assert!(!directory.path().join("dumps/two").exists());
+    assert_eq!(objects.folders("dumps").await.unwrap(), ["one"]);
+}

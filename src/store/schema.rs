@@ -332,6 +332,17 @@ diesel::table! {
     }
 }
 
+diesel::table! {
+    sidekeep.backup_policy (one) {
+        one -> Bool,
+        daily -> Int4,
+        weekly -> Int4,
+        monthly -> Int4,
+        physical_seconds -> Nullable<Int8>,
+        at -> Timestamptz,
+    }
+}
+
 diesel::joinable!(legal_holds -> subjects (subject_id));
 diesel::joinable!(user_profiles -> subjects (subject_id));
 diesel::joinable!(user_preferences -> subjects (subject_id));

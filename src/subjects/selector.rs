@@ -438,6 +438,12 @@ pub const TABLES: &[Table] = &[
         &["stream", "at", "blocks", "edge", "again", "mac"],
     ),
     nobodys(
+        "backup_policy",
+        Period::Deployment,
+        &["one"],
+        &["one", "daily", "weekly", "monthly", "physical_seconds", "at"],
+    ),
+    nobodys(
         "daemons",
         Period::Deployment,
         &["daemon"],

@@ -1,4 +1,4 @@
-//! What is in a shard: the rows of its persons, its tombstones and its open holds, as lines of JSON that were compressed.
+//! What is in a shard: the rows of its persons, its tombstones, its open holds and who is refused, as lines of JSON that were compressed.
 //!
 //! Rows are as PostgreSQL makes JSON of them, so that a column more or less is no other format.
 
@@ -24,7 +24,7 @@ const LONGEST: u64 = 1 << 20;
 /// One row.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Line {
-    /// Its table: `subjects`, `subject_erasures` or `legal_holds`.
+    /// Its table: `subjects`, `subject_erasures`, `legal_holds` or `subject_refusals`.
     pub table: String,
     /// The row.
     pub row: Box<RawValue>,
@@ -64,7 +64,8 @@ impl Content {
             "DECLARE shard NO SCROLL CURSOR FOR \
              SELECT 'subjects' AS kind, to_jsonb(t)::text AS json, kek_id FROM sidekeep.subjects t WHERE {within} UNION ALL \
              SELECT 'subject_erasures', to_jsonb(t)::text, NULL FROM sidekeep.subject_erasures t WHERE {within} UNION ALL \
-             SELECT 'legal_holds', to_jsonb(t)::text, NULL FROM sidekeep.legal_holds t WHERE released_at IS NULL AND {within}"
+             SELECT 'legal_holds', to_jsonb(t)::text, NULL FROM sidekeep.legal_holds t WHERE released_at IS NULL AND {within} UNION ALL \
+             SELECT 'subject_refusals', to_jsonb(t)::text, NULL FROM sidekeep.subject_refusals t WHERE get_byte(digest, 0) = {shard}"
         );
         connection.batch_execute(&declare).await?;
         let mut encoder = zstd::Encoder::new(Vec::new(), LEVEL).map_err(Error::internal)?;

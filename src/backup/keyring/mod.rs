@@ -29,10 +29,6 @@ use crate::store::Deadline;
 /// How many shards are written at once; each takes some megabytes where there are ten million people.
 const LANES: usize = 2;
 
-/// The tables whose rows are here, and in no dump; and those that say how far this backup is, which a restored database must not take over.
-pub const LEFT_OUT: &[&str] =
-    &["subjects", "keyring_shards", "keyring_marks", "keyring_backups", "keyring_writes"];
-
 /// What was brought up to date.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Brought {
