@@ -381,6 +381,36 @@ pub async fn open_alone(
     Ok(Records::new(store, keyring, log, config.limits.clone()))
 }
 
+/// Opens the records of another database than the configuration's, to append what sidekeep itself has to say. Its writer ends
+/// with `end`.
+///
+/// # Errors
+/// As [`App::open`].
+pub async fn open_at(
+    config: &Config,
+    url: &str,
+    tracker: &TaskTracker,
+    end: &CancellationToken,
+) -> Result<Records, OpenError> {
+    let keyring = Arc::new(Keyring::new(config.deployment.name.as_str(), read_keks(config)?));
+    let store = Arc::new(Store::new(&config.database, url, tracker.clone())?);
+    let (watched, watching) = (store.clone(), end.clone());
+    tracker.spawn(async move { watched.observe(watching).await });
+    let deadline = Deadline::after(config.limits.call_timeout.duration(), end.clone());
+    keyring.check(&store, &deadline, Listed::No).await?;
+    let audit = config::Audit { streams: 1, on_gap: OnGap::Refuse, ..config.audit.clone() };
+    let log = Arc::new(Log::start(store.clone(), keyring.clone(), read_signers(config)?, &audit, end));
+    Ok(Records::new(store, keyring, log, config.limits.clone()))
+}
+
+/// The keys of the configuration alone, of which it is not known whether they are a database's.
+///
+/// # Errors
+/// As [`App::open`].
+pub fn open_keys(config: &Config) -> Result<Keyring, OpenError> {
+    Ok(Keyring::new(config.deployment.name.as_str(), read_keks(config)?))
+}
+
 /// Opens the database, without a daemon and without keys.
 ///
 /// # Errors

@@ -7,6 +7,7 @@ pub mod manifest;
 pub mod name;
 pub mod policy;
 pub mod proof;
+pub mod restore;
 pub mod rotation;
 pub mod run;
 pub mod shelf;

@@ -25,6 +25,7 @@ mod openrpc;
 mod output;
 mod recover;
 mod request;
+mod restore;
 mod serve;
 mod setup;
 mod signing;
@@ -78,6 +79,7 @@ enum Command {
     Export(export::Args),
     Backup(backup::Args),
     Recover(recover::Args),
+    Restore(restore::Args),
     Openrpc(openrpc::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -108,6 +110,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Export(args) => export::run(&args, &global),
         Command::Backup(args) => backup::run(args, &global),
         Command::Recover(args) => recover::run(args, &global),
+        Command::Restore(args) => restore::run(args, &global),
         Command::Openrpc(args) => openrpc::run(args),
         Command::Completions(args) => completions::run(args),
         Command::Man(args) => man::run(args),

@@ -237,6 +237,26 @@ pub fn drill_url(config: &Config) -> Result<Option<Zeroizing<String>>, DatabaseU
     file.map(|file| from_file("backup.drill_url", file, config.database.tls)).transpose()
 }
 
+/// A URL that was given on the command line.
+///
+/// # Errors
+/// Says what is wrong with it, and never what it is. One with a password is refused: everybody on the host may read arguments.
+pub fn given_url(text: &str, tls: Tls) -> Result<Zeroizing<String>, String> {
+    let parsed = Parsed::read(text)?;
+    if parsed.password {
+        return Err("holds a password; put the whole URL into a file and give that with --into-file".into());
+    }
+    parsed.with(tls)
+}
+
+/// A URL from a file that was named on the command line.
+///
+/// # Errors
+/// As [`database_url`].
+pub fn url_of(file: &SecretFile, tls: Tls) -> Result<Zeroizing<String>, DatabaseUrlError> {
+    from_file("--into-file", file, tls)
+}
+
 fn from_file(key: &'static str, file: &SecretFile, tls: Tls) -> Result<Zeroizing<String>, DatabaseUrlError> {
     let url = secret(file).map_err(|source| DatabaseUrlError::Secret { key, source })?;
     Parsed::read(&url).and_then(|parsed| parsed.with(tls)).map_err(|message| DatabaseUrlError::Wrong {

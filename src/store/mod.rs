@@ -9,6 +9,7 @@ mod dedicated;
 mod fixed;
 pub mod libpq;
 pub mod migrations;
+mod owned;
 mod pinned;
 mod pool;
 pub mod private;
@@ -24,6 +25,7 @@ pub use deadline::Deadline;
 pub use dedicated::Dedicated;
 pub use diesel_async::AsyncPgConnection as Connection;
 pub use fixed::Fixed;
+pub use owned::Owned;
 pub use pinned::Pinned;
 pub use transact::Body;
 

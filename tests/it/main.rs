@@ -41,6 +41,7 @@ mod publication;
 mod readme;
 mod records;
 mod requests;
+mod restore;
 mod restriction;
 mod rotation;
 mod schema;

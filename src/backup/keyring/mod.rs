@@ -9,6 +9,7 @@ mod content;
 mod kept;
 mod lateness;
 mod manifest;
+mod ring;
 mod shard;
 mod state;
 
@@ -16,6 +17,7 @@ pub use content::{Line, Lines};
 pub use kept::{LARGEST, MANIFEST, shard_name};
 pub use lateness::Lateness;
 pub use manifest::{Kept, Manifest, Unsound};
+pub use ring::{Ring, SHARDS};
 pub use state::{Late, Needed, generation, late, needed};
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
