@@ -10,10 +10,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::audit::Log;
+use crate::backup;
 use crate::config::{self, Config, OnGap};
 use crate::error::Error;
 use crate::keyring::{Kek, KekError, Keks, Keyring, Listed, SigningKey, SigningKeyError, StartError};
 use crate::records::Records;
+use crate::backup::keyring::Lateness;
 use crate::store::connect::ConnectError;
 use crate::store::{Deadline, Store};
 use crate::subjects::request::Pressing;
@@ -42,6 +44,10 @@ pub struct App {
     pub records: Records,
     /// How many requests of people press.
     pub pressing: Pressing,
+    /// How late the keyring's backup is.
+    pub keyring_lateness: Lateness,
+    /// How far the dump is that this daemon makes.
+    pub dumping: backup::run::Progress,
     /// The daemon's own log and figures.
     pub telemetry: Telemetry,
     /// When this daemon started.
@@ -110,6 +116,8 @@ impl App {
         let app = Arc::new(Self {
             records,
             pressing: Pressing::default(),
+            keyring_lateness: Lateness::default(),
+            dumping: backup::run::Progress::default(),
             state: watch::Sender::new(State::Waiting("not tried yet".into())),
             reload_error: Mutex::new(None),
             started: Instant::now(),
@@ -230,7 +238,13 @@ impl App {
             () = self.opened() => {}
             () = self.end.cancelled() => return,
         }
-        tokio::join!(self.make_digests(), self.pressing.observe(self.records.store(), &self.end));
+        let backed_up = async {
+            if self.config.keyring.backup.is_some() {
+                self.keyring_lateness.observe(self.records.store(), &self.end).await;
+            }
+        };
+        let pressing = self.pressing.observe(self.records.store(), &self.end);
+        tokio::join!(self.make_digests(), pressing, backed_up);
     }
 
     async fn make_digests(&self) {
@@ -367,6 +381,36 @@ pub async fn open_alone(
     Ok(Records::new(store, keyring, log, config.limits.clone()))
 }
 
+/// Opens the records of another database than the configuration's, to append what sidekeep itself has to say. Its writer ends
+/// with `end`.
+///
+/// # Errors
+/// As [`App::open`].
+pub async fn open_at(
+    config: &Config,
+    url: &str,
+    tracker: &TaskTracker,
+    end: &CancellationToken,
+) -> Result<Records, OpenError> {
+    let keyring = Arc::new(Keyring::new(config.deployment.name.as_str(), read_keks(config)?));
+    let store = Arc::new(Store::new(&config.database, url, tracker.clone())?);
+    let (watched, watching) = (store.clone(), end.clone());
+    tracker.spawn(async move { watched.observe(watching).await });
+    let deadline = Deadline::after(config.limits.call_timeout.duration(), end.clone());
+    keyring.check(&store, &deadline, Listed::No).await?;
+    let audit = config::Audit { streams: 1, on_gap: OnGap::Refuse, ..config.audit.clone() };
+    let log = Arc::new(Log::start(store.clone(), keyring.clone(), read_signers(config)?, &audit, end));
+    Ok(Records::new(store, keyring, log, config.limits.clone()))
+}
+
+/// The keys of the configuration alone, of which it is not known whether they are a database's.
+///
+/// # Errors
+/// As [`App::open`].
+pub fn open_keys(config: &Config) -> Result<Keyring, OpenError> {
+    Ok(Keyring::new(config.deployment.name.as_str(), read_keks(config)?))
+}
+
 /// Opens the database, without a daemon and without keys.
 ///
 /// # Errors
@@ -380,6 +424,14 @@ pub fn open_store(
     let (watched, watching) = (store.clone(), end.clone());
     tracker.spawn(async move { watched.observe(watching).await });
     Ok(store)
+}
+
+/// The public keys of those that this deployment signs with, or has signed with before.
+///
+/// # Errors
+/// A file of `signing.key_files` holds no key.
+pub fn public_keys(config: &Config) -> Result<Vec<Vec<u8>>, OpenError> {
+    Ok(read_signers(config)?.iter().map(|key| key.public().to_vec()).collect())
 }
 
 fn read_signers(config: &Config) -> Result<Vec<SigningKey>, OpenError> {

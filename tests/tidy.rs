@@ -37,7 +37,10 @@ const LAYERS: &[&[&str]] = &[
 ];
 
 /// What a module may use of its own row: `(from, to)`.
-const BESIDE: &[(&str, &str)] = &[];
+const BESIDE: &[(&str, &str)] = &[
+    // A restore erases again, by the one selector.
+    ("backup", "subjects"),
+];
 
 /// The top level of the repository; what `.gitignore` names may lie there too.
 const TOP: &[&str] = &[

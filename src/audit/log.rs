@@ -119,6 +119,11 @@ impl Log {
         self.publication.refusal().map_or(Ok(()), Err)
     }
 
+    /// The public keys of those that this daemon signs with, or has signed with before.
+    pub fn public_keys(&self) -> Vec<Vec<u8>> {
+        self.signers.iter().map(|key| key.public().to_vec()).collect()
+    }
+
     /// Whether this daemon has a key to sign checkpoints with.
     pub fn signs(&self) -> bool {
         !self.signers.is_empty()

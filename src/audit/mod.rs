@@ -25,6 +25,7 @@ mod queue;
 pub mod read;
 mod refused;
 mod repeat;
+pub mod restored;
 pub mod row;
 pub mod staged;
 mod stream;

@@ -1,3 +1,16 @@
 //! Copies of the database that survive it: dumps, what proves them, and the keyring's own backup.
 
+mod dump;
+pub mod fetch;
+pub mod keyring;
 pub mod manifest;
+pub mod name;
+pub mod policy;
+pub mod proof;
+pub mod restore;
+pub mod rotation;
+pub mod run;
+pub mod shelf;
+pub mod sink;
+pub mod snapshot;
+pub mod verify;

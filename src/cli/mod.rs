@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 
 pub use exit::{exit_code, message};
 
+mod backup;
 mod call;
 mod certificate;
 mod client;
@@ -24,6 +25,7 @@ mod openrpc;
 mod output;
 mod recover;
 mod request;
+mod restore;
 mod serve;
 mod setup;
 mod signing;
@@ -75,7 +77,9 @@ enum Command {
     DataMap(data_map::Args),
     Verify(verify::Args),
     Export(export::Args),
+    Backup(backup::Args),
     Recover(recover::Args),
+    Restore(restore::Args),
     Openrpc(openrpc::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -115,7 +119,9 @@ fn dispatch(command: Command, global: &Global) -> anyhow::Result<()> {
         Command::DataMap(args) => data_map::run(args, global),
         Command::Verify(args) => verify::run(args, global),
         Command::Export(args) => export::run(&args, global),
+        Command::Backup(args) => backup::run(args, global),
         Command::Recover(args) => recover::run(args, global),
+        Command::Restore(args) => restore::run(args, global),
         Command::Openrpc(args) => openrpc::run(args),
         Command::Completions(args) => completions::run(args),
         Command::Man(args) => man::run(args),

@@ -217,6 +217,46 @@ pub fn migrate_url(config: &Config) -> Result<Zeroizing<String>, DatabaseUrlErro
     }
 }
 
+/// The URL that dumps are taken by: what `database.direct_url_file` holds, else that of the owner of the tables.
+///
+/// # Errors
+/// Says which key is at fault, and never what the URL is.
+pub fn direct_url(config: &Config) -> Result<Zeroizing<String>, DatabaseUrlError> {
+    match &config.database.direct_url_file {
+        Some(file) => from_file("database.direct_url_file", file, config.database.tls),
+        None => migrate_url(config),
+    }
+}
+
+/// The URL of the server on which a drill makes a database, where one is named.
+///
+/// # Errors
+/// Says which key is at fault, and never what the URL is.
+pub fn drill_url(config: &Config) -> Result<Option<Zeroizing<String>>, DatabaseUrlError> {
+    let file = config.backup.drill_url.as_ref();
+    file.map(|file| from_file("backup.drill_url", file, config.database.tls)).transpose()
+}
+
+/// A URL that was given on the command line.
+///
+/// # Errors
+/// Says what is wrong with it, and never what it is. One with a password is refused: everybody on the host may read arguments.
+pub fn given_url(text: &str, tls: Tls) -> Result<Zeroizing<String>, String> {
+    let parsed = Parsed::read(text)?;
+    if parsed.password {
+        return Err("holds a password; put the whole URL into a file and give that with --into-file".into());
+    }
+    parsed.with(tls)
+}
+
+/// A URL from a file that was named on the command line.
+///
+/// # Errors
+/// As [`database_url`].
+pub fn url_of(file: &SecretFile, tls: Tls) -> Result<Zeroizing<String>, DatabaseUrlError> {
+    from_file("--into-file", file, tls)
+}
+
 fn from_file(key: &'static str, file: &SecretFile, tls: Tls) -> Result<Zeroizing<String>, DatabaseUrlError> {
     let url = secret(file).map_err(|source| DatabaseUrlError::Secret { key, source })?;
     Parsed::read(&url).and_then(|parsed| parsed.with(tls)).map_err(|message| DatabaseUrlError::Wrong {

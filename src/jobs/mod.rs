@@ -4,8 +4,10 @@
 //! clock says what is due. What a job does is in the modules below; nothing here begins a transaction of their tables.
 
 mod asked;
+mod backup;
 mod claim;
 mod history;
+mod keyring_backup;
 mod rotation;
 mod run;
 mod schedule;
@@ -44,6 +46,8 @@ pub struct Job {
     pub name: &'static str,
     /// When it is due.
     pub settings: fn(&config::Jobs) -> &config::Job,
+    /// The key of the configuration that has to be set before it can do anything; until then it is off.
+    lacks: fn(&config::Config) -> Option<&'static str>,
     /// How long a run may take.
     limit: Duration,
     /// Whether it can count without changing anything.
@@ -54,10 +58,20 @@ pub struct Job {
 }
 
 /// Every job of this daemon.
-pub static JOBS: [Job; 3] = [
+pub static JOBS: [Job; 5] = [
+    Job {
+        name: backup::NAME,
+        settings: |jobs| &jobs.backup,
+        lacks: |config| config.backup.destination.is_none().then_some("backup.destination"),
+        limit: Duration::from_secs(12 * 3600),
+        has_dry_run: false,
+        pruned: false,
+        work: |app, deadline, _| Box::pin(backup::run(app, deadline)),
+    },
     Job {
         name: "checkpoint",
         settings: |jobs| &jobs.checkpoint,
+        lacks: |_| None,
         limit: Duration::from_secs(60),
         has_dry_run: false,
         pruned: true,
@@ -71,8 +85,18 @@ pub static JOBS: [Job; 3] = [
         },
     },
     Job {
+        name: keyring_backup::NAME,
+        settings: |jobs| &jobs.keyring_backup,
+        lacks: |config| config.keyring.backup.is_none().then_some("keyring.backup"),
+        limit: Duration::from_secs(3600),
+        has_dry_run: false,
+        pruned: true,
+        work: |app, deadline, _| Box::pin(keyring_backup::run(app, deadline)),
+    },
+    Job {
         name: "partitions",
         settings: |jobs| &jobs.partitions,
+        lacks: |_| None,
         limit: Duration::from_secs(60),
         has_dry_run: true,
         pruned: false,
@@ -90,6 +114,7 @@ pub static JOBS: [Job; 3] = [
     Job {
         name: "verify",
         settings: |jobs| &jobs.verify,
+        lacks: |_| None,
         limit: Duration::from_secs(6 * 3600),
         has_dry_run: false,
         pruned: true,
@@ -119,7 +144,17 @@ impl Job {
     }
 
     /// Whether this daemon runs it when it is due.
-    pub fn is_enabled(&self, jobs: &config::Jobs) -> bool {
-        jobs.enabled && (self.settings)(jobs).enabled
+    pub fn is_enabled(&self, config: &config::Config) -> bool {
+        config.jobs.enabled && (self.settings)(&config.jobs).enabled && (self.lacks)(config).is_none()
+    }
+
+    /// Refuses a job that is off for want of a key of the configuration.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`], naming the key.
+    fn can_run(&self, config: &config::Config) -> Result<()> {
+        (self.lacks)(config).map_or(Ok(()), |key| {
+            Err(Error::conflict(format!("the job {} is off: {key} is not set in the configuration", self.name)))
+        })
     }
 }

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::asked::{ASKED, Asked};
 use super::claim::{self, JobRun, Run};
 use super::scheduler::Jobs;
-use super::{JOBS, Job};
+use super::{JOBS, Job, backup};
 use crate::app::App;
 use crate::audit::By;
 use crate::audit::entry::Outcome;
@@ -89,7 +89,7 @@ impl Task {
     /// How far the run in this daemon is, where that can be told.
     fn progress(self, app: &App) -> Option<Value> {
         match self {
-            Self::Job(_) => None,
+            Self::Job(job) => (job.name == backup::NAME).then(|| backup::progress(app)),
             Self::Asked(asked) => (asked.progress)(app),
         }
     }

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::certificate::{Body, Certificate, Counts, FORMAT, Kept, Reason, Salt, UNKNOWN};
 use super::impersonal;
 use super::request::{Done, attach};
-use super::selector::{Erasure, SCHEMA, TABLES, Table};
+use super::selector::{Erasure, SCHEMA, TABLES, Table, Whose};
 use crate::audit::document::{Signed, canonical};
 use crate::audit::merkle::Hash;
 use crate::audit::{By, SUBJECT, Staged};
@@ -312,6 +312,34 @@ pub(super) async fn count(
         rows.insert(counted, found.rows);
     }
     Ok(rows)
+}
+
+/// The statements that delete all rows of several persons at once, whose subject ids are `$1`, where the database deletes none
+/// by itself; each answers how many `rows` that were. For a database that is being restored.
+pub fn deletions(keep: bool) -> Vec<String> {
+    let of_many = |statement: String| statement.replace("= $1", "= ANY ($1)");
+    let statement = |table: &Table| {
+        let cascading = matches!(table.erasure, Erasure::Cascades);
+        let table = if cascading { Table { erasure: Erasure::Deleted, ..*table } } else { *table };
+        deletion(&table, keep).map(of_many)
+    };
+    TABLES.iter().filter_map(statement).collect()
+}
+
+/// The tables whose rows are of persons who live, and those whose rows outlive them, each with the columns that name somebody.
+pub fn naming() -> (Vec<(&'static str, &'static str)>, Vec<(&'static str, &'static str)>) {
+    let (mut living, mut outliving) = (Vec::new(), Vec::new());
+    for table in TABLES.iter().filter(|table| table.name != "subjects") {
+        let columns: &[&str] = match table.whose {
+            Whose::Subject => &["subject_id"],
+            Whose::Named => &["actor_id", "subject_id"],
+            Whose::Through { .. } | Whose::Nobody => &[],
+        };
+        let outlives = matches!(table.erasure, Erasure::Outlives | Erasure::Nothing);
+        let named = columns.iter().map(|column| (table.name, *column));
+        if outlives { outliving.extend(named) } else { living.extend(named) }
+    }
+    (living, outliving)
 }
 
 /// The statement that deletes a person's rows of a table and counts them; nothing where they are not deleted.

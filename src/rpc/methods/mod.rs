@@ -1,6 +1,7 @@
 //! The table of methods: one entry has all that is true of a method, for the call path and for `rpc.discover`.
 
 mod audit;
+mod backup;
 mod consent;
 mod conversation;
 mod gauges;
@@ -255,6 +256,7 @@ impl Methods {
         subject_reads::add(&mut methods);
         request::add(&mut methods);
         job::add(&mut methods);
+        backup::add(&mut methods);
         keyring::add(&mut methods);
         rpc::add(&mut methods);
         system::add(&mut methods);

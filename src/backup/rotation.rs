@@ -1,0 +1,136 @@
+//! Which dumps are kept: of the newest days, weeks and months that have one, the last of each. And none goes before a newer one
+//! is proved, so that the last that was proved never goes. Pure.
+
+use std::collections::BTreeSet;
+
+use chrono::{DateTime, Datelike as _, Days, Months, NaiveDate, TimeDelta, Utc};
+
+use crate::config::Keep;
+
+/// How long what has no manifest is left alone: a run may be writing it, and none takes as long.
+pub const LEFT_ALONE: TimeDelta = TimeDelta::days(1);
+/// After its period has ended, a dump waits for the next one, and for a drill that proves a newer one: in days, by the
+/// schedules that these jobs have where none is set.
+const WAITS: u64 = 8;
+
+/// A dump, as far as it matters here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Aged {
+    /// Its name.
+    pub name: String,
+    /// When its snapshot was taken.
+    pub at: DateTime<Utc>,
+    /// Whether it was proved.
+    pub proved: bool,
+}
+
+/// The names of those that go, of dumps that are all there are, the newest first.
+pub fn expired(dumps: &[Aged], keep: Keep) -> Vec<&str> {
+    let (mut days, mut weeks, mut months) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    let mut proved = false;
+    let mut expired = Vec::new();
+    for dump in dumps {
+        let date = dump.at.date_naive();
+        let week = date.iso_week();
+        let kept = [
+            first(&mut days, (date.year(), date.ordinal()), keep.daily),
+            first(&mut weeks, (week.year(), week.week()), keep.weekly),
+            first(&mut months, (date.year(), date.month()), keep.monthly),
+        ];
+        if proved && kept == [false; 3] {
+            expired.push(dump.name.as_str());
+        }
+        proved |= dump.proved;
+    }
+    expired
+}
+
+/// Whether this is the first dump of a period, and the period one of the newest so many.
+fn first(periods: &mut BTreeSet<(i32, u32)>, period: (i32, u32), most: u32) -> bool {
+    let more = periods.len() < usize::try_from(most).unwrap_or(usize::MAX);
+    more && periods.insert(period)
+}
+
+/// The day after which no dump from before this time is left, where dumps and drills are made as they are scheduled.
+pub fn gone_after(at: DateTime<Utc>, keep: Keep) -> Option<NaiveDate> {
+    let date = at.date_naive();
+    let daily = date.checked_add_days(Days::new(u64::from(keep.daily)))?;
+    let sunday = date.checked_add_days(Days::new(u64::from(6 - date.weekday().num_days_from_monday())))?;
+    let weekly = sunday.checked_add_days(Days::new(u64::from(keep.weekly).saturating_mul(7)))?;
+    let monthly = date.with_day(1)?.checked_add_months(Months::new(keep.monthly))?;
+    let periods = [(keep.daily, daily), (keep.weekly, weekly), (keep.monthly, monthly)];
+    let last = periods.into_iter().filter(|(count, _)| *count > 0).map(|(_, day)| day).max()?;
+    last.checked_add_days(Days::new(WAITS))
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::{DateTime, TimeDelta, Utc};
+    use proptest::prelude::*;
+
+    use super::{Aged, expired, gone_after};
+    use crate::config::Keep;
+
+    fn at(days: i64) -> DateTime<Utc> {
+        // 2026-11-21, a Saturday.
+        DateTime::from_timestamp(1_795_226_400, 0).unwrap() + TimeDelta::days(days)
+    }
+
+    /// A dump a day up to day 0, the newest first; these are proved.
+    fn daily(days: i64, proved: &[i64]) -> Vec<Aged> {
+        let dump = |day| Aged { name: day_name(day), at: at(day), proved: proved.contains(&day) };
+        (0..days).map(|age| dump(-age)).collect()
+    }
+
+    fn day_name(day: i64) -> String {
+        at(day).format("%Y-%m-%d").to_string()
+    }
+
+    #[test]
+    fn the_last_of_each_day_week_and_month_is_kept() {
+        let dumps = daily(400, &[0]);
+        let gone = expired(&dumps, Keep { daily: 3, weekly: 2, monthly: 3 });
+        let kept: Vec<&str> =
+            dumps.iter().map(|dump| dump.name.as_str()).filter(|name| !gone.contains(name)).collect();
+        let expected = ["2026-11-21", "2026-11-20", "2026-11-19", "2026-11-15", "2026-10-31", "2026-09-30"];
+        assert_eq!(kept, expected);
+    }
+
+    #[test]
+    fn nothing_goes_before_a_newer_one_is_proved() {
+        let keep = Keep { daily: 1, weekly: 0, monthly: 0 };
+        assert!(expired(&daily(30, &[]), keep).is_empty());
+        let dumps = daily(5, &[-3]);
+        assert_eq!(expired(&dumps, keep), [day_name(-4)], "the proved one stays, and what is newer");
+    }
+
+    #[test]
+    fn several_of_one_day_count_as_one() {
+        let of = |name: &str, hour| Aged { name: name.into(), at: at(0) + TimeDelta::hours(hour), proved: true };
+        let dumps = [of("c", 3), of("b", 2), of("a", 1), Aged { name: "y".into(), at: at(-1), proved: true }];
+        assert_eq!(expired(&dumps, Keep { daily: 2, weekly: 0, monthly: 0 }), ["b", "a"]);
+    }
+
+    proptest! {
+        #[test]
+        fn the_newest_that_was_proved_never_goes_and_the_certificate_is_true(
+            proved in proptest::collection::vec(0_i64..200, 0..40),
+            counts in (0_u32..10, 0_u32..8, 0_u32..5),
+        ) {
+            let keep = Keep { daily: counts.0, weekly: counts.1, monthly: counts.2 };
+            let proved: Vec<i64> = proved.iter().map(|age| -age).collect();
+            let dumps = daily(200, &proved);
+            let gone = expired(&dumps, keep);
+            let newest = dumps.iter().find(|dump| dump.proved);
+            prop_assert!(newest.is_none_or(|newest| !gone.contains(&newest.name.as_str())));
+            // With a drill each week at least, what is left is younger than the certificate says.
+            let weekly: Vec<i64> = (0..200).step_by(7).map(|age| -age - 6).collect();
+            let dumps = daily(200, &weekly);
+            let gone = expired(&dumps, keep);
+            for dump in dumps.iter().filter(|dump| !gone.contains(&dump.name.as_str())) {
+                let promised = gone_after(dump.at, keep);
+                prop_assert!(promised.is_none_or(|day| day >= at(0).date_naive()), "{} {promised:?}", dump.name);
+            }
+        }
+    }
+}

@@ -1,0 +1,310 @@
+//! Restoring a dump: everybody comes back but who was erased since, the log verifies, and what does not fit is refused before
+//! anything is touched.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use crate::publication::{checkpoint, published};
+use crate::support::kept::{directory, keyring_backup, people};
+use crate::support::{Cluster, Daemon, World, sidekeep, sql, wait_for};
+
+/// A deployment with a dump: `ada`, `bob` and `eve` are in it.
+struct Dumped {
+    world: World,
+    daemon: Daemon,
+    name: String,
+    more: String,
+}
+
+fn config(world: &World) -> String {
+    std::fs::write(world.path("owner-url"), &world.owner_url).unwrap();
+    std::fs::set_permissions(world.path("owner-url"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    format!(
+        "{}audit.streams = 1\naudit.publish = \"file://{}\"\nbackup.destination = \"file://{}\"\ndatabase.direct_url_file = {:?}\n",
+        keyring_backup(world),
+        published(world).display(),
+        world.path("dumps").display(),
+        world.path("owner-url"),
+    )
+}
+
+fn run(daemon: &Daemon, job: &str) -> Value {
+    let done = daemon.ok("job.run", json!({ "name": job, "wait": "60s" }));
+    assert_eq!(done["state"], "ok", "{done}");
+    done
+}
+
+impl Dumped {
+    fn new() -> Self {
+        let world = World::new();
+        let more = config(&world);
+        let daemon = world.start_with(&more);
+        for user in ["ada", "bob", "eve"] {
+            daemon.ok(
+                "profile.create",
+                json!({ "user_id": user, "username": user, "email": format!("{user}@example.org") }),
+            );
+            daemon.ok(
+                "conversation.create",
+                json!({ "id": format!("talk-{user}-1"), "user_id": user, "messages": [{ "role": "user", "content": "hello" }] }),
+            );
+            daemon.ok("consent.record", json!({ "user_id": user, "consent_type": "newsletter", "granted": true }));
+        }
+        checkpoint(&daemon);
+        run(&daemon, "backup");
+        let name = daemon.ok("backup.list", json!({}))["items"][0]["name"].as_str().unwrap().to_owned();
+        Self { world, daemon, name, more }
+    }
+
+    /// What happens after the dump, and is lost: but that `bob` was erased.
+    fn go_on(&self) {
+        self.daemon.ok("subject.erase", json!({ "user_id": "bob", "reason": "request" }));
+        self.daemon.ok("preferences.set", json!({ "user_id": "zoe", "preferences": { "late": true } }));
+        checkpoint(&self.daemon);
+        wait_for("the erasure", || (!people(&self.world).contains(&"bob".to_owned())).then_some(()));
+    }
+
+    fn empty(&self) -> String {
+        let cluster = Cluster::shared();
+        cluster.owner_url(&cluster.empty_database())
+    }
+
+    fn restore(&self, into: &str, more: &[&str]) -> Done {
+        self.restore_this(&self.name, into, more)
+    }
+
+    fn restore_this(&self, what: &str, into: &str, more: &[&str]) -> Done {
+        let config = self.daemon.config.to_str().unwrap();
+        let done = sidekeep(&[&["--config", config, "--json", "restore", what, "--into", into], more].concat());
+        Done {
+            code: done.status.code(),
+            told: serde_json::from_slice(&done.stdout).unwrap_or_default(),
+            said: String::from_utf8_lossy(&done.stderr).into_owned(),
+        }
+    }
+
+    /// A daemon on another database.
+    fn serve(&self, into: &str) -> Daemon {
+        let app = into.replacen("postgres@", "sidekeep_app@", 1);
+        let app = app.replacen(&user(into), "sidekeep_app", 1);
+        self.world.start_with(&format!("{}database.url = {app:?}\n", self.more))
+    }
+}
+
+/// The role in a URL.
+fn user(url: &str) -> String {
+    url.split("://").nth(1).unwrap().split(['@', ':', '/']).next().unwrap().to_owned()
+}
+
+#[derive(Debug)]
+struct Done {
+    code: Option<i32>,
+    told: Value,
+    said: String,
+}
+
+impl Done {
+    #[track_caller]
+    fn refused(&self, why: &str) {
+        assert_eq!(self.code, Some(1), "{self:?}");
+        assert!(self.said.contains(why), "{self:?}");
+    }
+}
+
+#[track_caller]
+fn untouched(into: &str) {
+    assert_eq!(sql(into, "SELECT to_regnamespace('sidekeep') IS NULL"), "t");
+}
+
+#[test]
+fn a_dump_from_before_an_erasure_holds_everybody_but_the_erased_person() {
+    let dumped = Dumped::new();
+    dumped.daemon.ok("subject.hold", json!({ "user_id": "eve", "reason": "a lawsuit" }));
+    dumped.daemon.ok("subject.restrict", json!({ "user_id": "ada", "reason": "contested" }));
+    dumped.go_on();
+    let into = dumped.empty();
+    let done = dumped.restore(&into, &[]);
+    assert_eq!(done.code, Some(0), "{done:?}");
+    let restored = &done.told["restored"];
+    assert_eq!((&restored["erased_again"], &restored["entries_staged"]), (&json!(1), &json!(1)), "{done:?}");
+    assert_eq!((&restored["lost_persons"], &restored["open_holds"]), (&json!(0), &json!(1)), "{done:?}");
+    assert_eq!(restored["gaps"].as_array().unwrap().len(), 1, "{done:?}");
+    assert!(restored["lost_from"].as_str() < restored["lost_until"].as_str(), "{done:?}");
+    assert_eq!(done.told["log"]["verdict"], "intact", "{done:?}");
+    assert_eq!(done.told["log"]["gaps"], 1, "{done:?}");
+
+    let daemon = dumped.serve(&into);
+    assert_eq!(daemon.ok("profile.get", json!({ "user_id": "eve" }))["email"], "eve@example.org");
+    let mut client = daemon.client();
+    assert_eq!(client.err("profile.get", json!({ "user_id": "ada" })).kind(), "restricted");
+    assert_eq!(client.err("profile.get", json!({ "user_id": "bob" })).kind(), "not_found");
+    assert_eq!(client.err("subject.erase", json!({ "user_id": "eve", "reason": "request" })).kind(), "held");
+    assert_eq!(sql(&into, "SELECT count(*) FROM sidekeep.conversation_messages"), "2");
+    assert_eq!(sql(&into, "SELECT count(*) FROM sidekeep.subject_erasures"), "1");
+    wait_for("the entry of the erasure", || {
+        let told = "SELECT count(*) FROM sidekeep.audit_logs WHERE action = 'subject.erase' AND labels ? 'sidekeep.restored'";
+        (sql(&into, told) == "1").then_some(())
+    });
+    let verdict = daemon.ok("audit.verify", json!({}));
+    assert_eq!((&verdict["verdict"], &verdict["erased_subjects"]), (&json!("intact"), &json!(1)), "{verdict}");
+    // From now on the keyring's backup is this database's.
+    run(&daemon, "keyring_backup");
+    daemon.ok("subject.unrestrict", json!({ "user_id": "ada", "reason": "settled" }));
+    daemon.ok("subject.erase", json!({ "user_id": "ada", "reason": "request" }));
+    wait_for("the next erasure", || (!people(&dumped.world).contains(&"ada".to_owned())).then_some(()));
+    daemon.assert_well();
+}
+
+#[test]
+fn a_target_that_is_not_empty_is_refused_and_so_is_one_half_restored() {
+    let dumped = Dumped::new();
+    let into = dumped.world.owner_url.clone();
+    let before = sql(&into, "SELECT count(*) FROM sidekeep.subjects");
+    dumped.restore(&into, &[]).refused("has a schema sidekeep already");
+    assert_eq!(sql(&into, "SELECT count(*) FROM sidekeep.subjects"), before);
+
+    // Killed in the middle: it waits for a lock that is held on what it loads.
+    let into = dumped.empty();
+    let cluster = Cluster::shared();
+    let mut killed = std::process::Command::new(env!("CARGO_BIN_EXE_sidekeep"))
+        .args(["--config", dumped.daemon.config.to_str().unwrap(), "restore", &dumped.name, "--into", &into])
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_for("its first tables", || (sql(&into, "SELECT to_regclass('sidekeep.subjects') IS NULL") == "f").then_some(()));
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    let database = into.split('/').nth(3).unwrap().split('?').next().unwrap().to_owned();
+    wait_for("the end of its connections", || {
+        let left = format!("SELECT count(*) FROM pg_stat_activity WHERE datname = '{database}' AND pid <> pg_backend_pid()");
+        (sql(&cluster.owner_url("postgres"), &left) == "0").then_some(())
+    });
+    dumped.restore(&into, &[]).refused("DROP SCHEMA sidekeep CASCADE");
+    sql(&into, "DROP SCHEMA sidekeep CASCADE");
+    let done = dumped.restore(&into, &[]);
+    assert_eq!(done.code, Some(0), "{done:?}");
+}
+
+/// The shards that are there.
+fn shards(world: &World) -> Vec<PathBuf> {
+    let listed = std::fs::read_dir(directory(world).join("shards")).unwrap();
+    let mut shards: Vec<PathBuf> = listed.map(|entry| entry.unwrap().path()).collect();
+    shards.sort();
+    shards
+}
+
+/// The shard that a person is in.
+fn shard_of(world: &World, user: &str) -> PathBuf {
+    let query = format!("SELECT lpad(to_hex(shard_of(subject_id)::int), 2, '0') FROM subjects WHERE user_id = '{user}'");
+    directory(world).join("shards").join(world.sql(&query))
+}
+
+fn copy(from: &Path, to: &Path) {
+    assert!(std::process::Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
+}
+
+#[test]
+fn a_keyring_that_is_older_damaged_or_somebody_elses_is_refused_before_the_target_is_touched() {
+    let dumped = Dumped::new();
+    let world = &dumped.world;
+    let into = dumped.empty();
+    let (all, first) = (directory(world), shard_of(world, "bob"));
+    let (old_shard, old_all) = (std::fs::read(&first).unwrap(), world.path("old"));
+    copy(&all, &old_all);
+    dumped.go_on();
+    run(&dumped.daemon, "backup");
+    let newest = dumped.daemon.ok("backup.list", json!({}))["items"][0]["name"].as_str().unwrap().to_owned();
+    let sound = std::fs::read(&first).unwrap();
+
+    std::fs::write(&first, &old_shard).unwrap();
+    dumped.restore(&into, &[]).refused("an older one was put in its place");
+    std::fs::remove_file(&first).unwrap();
+    dumped.restore(&into, &[]).refused("it is missing");
+    let mut flipped = sound.clone();
+    *flipped.last_mut().unwrap() ^= 1;
+    std::fs::write(&first, &flipped).unwrap();
+    dumped.restore(&into, &[]).refused("it was changed");
+    std::fs::write(&first, &sound[..sound.len() / 2]).unwrap();
+    dumped.restore(&into, &[]).refused("keyring.backup");
+    let other = shards(world).into_iter().find(|path| *path != first).unwrap();
+    std::fs::copy(&other, &first).unwrap();
+    dumped.restore(&into, &[]).refused("it is the part");
+    std::fs::write(&first, &sound).unwrap();
+
+    // All of an older time: it knows nothing of the erasure, and would bring the person back.
+    let now = world.path("now");
+    std::fs::rename(&all, &now).unwrap();
+    copy(&old_all, &all);
+    dumped.restore_this(&newest, &into, &[]).refused("an older one would bring back");
+    std::fs::remove_dir_all(&all).unwrap();
+    dumped.restore(&into, &[]).refused("manifest.json");
+    std::fs::rename(&now, &all).unwrap();
+
+    // Another key-encryption key, and another deployment.
+    let key = world.add_key("another");
+    let text = std::fs::read_to_string(&dumped.daemon.config).unwrap();
+    let other = world.path("other.toml");
+    std::fs::write(&other, text.replace(world.path("kek").to_str().unwrap(), key.to_str().unwrap())).unwrap();
+    let with = |config: &Path| {
+        let args = ["--config", config.to_str().unwrap(), "restore", &dumped.name, "--into", &into];
+        let done = sidekeep(&args);
+        Done { code: done.status.code(), told: Value::Null, said: String::from_utf8_lossy(&done.stderr).into_owned() }
+    };
+    with(&other).refused("none of keyring.key_files");
+    std::fs::write(&other, text.replace("deployment.name = \"test\"", "deployment.name = \"other\"")).unwrap();
+    with(&other).refused("of the deployment");
+    std::fs::remove_file(&other).unwrap();
+    untouched(&into);
+    let done = dumped.restore(&into, &[]);
+    assert_eq!(done.code, Some(0), "{done:?}");
+}
+
+#[test]
+fn a_dump_that_is_damaged_or_from_a_later_version_is_refused_before_the_target_is_touched() {
+    let dumped = Dumped::new();
+    let world = &dumped.world;
+    let into = dumped.empty();
+    let folder = world.path("dumps").join("dumps").join(&dumped.name);
+    let dump = folder.join("dump");
+    let sound = std::fs::read(&dump).unwrap();
+    let mut flipped = sound.clone();
+    let middle = flipped.len() / 2;
+    flipped[middle] ^= 1;
+    for (bytes, why) in [(&flipped[..], "it was changed"), (&sound[..middle], "bytes, and should have"), (&[][..], "0 bytes")] {
+        std::fs::write(&dump, bytes).unwrap();
+        dumped.restore(&into, &[]).refused(why);
+    }
+    std::fs::remove_file(&dump).unwrap();
+    dumped.restore(&into, &[]).refused("no such object");
+    std::fs::write(&dump, &sound).unwrap();
+    dumped.restore(dumped.empty().as_str(), &["--scratch", "/nonexistent"]).refused("/nonexistent");
+    dumped.restore_this("20200101T000000Z-00000000", &into, &[]).refused("no such object");
+    dumped.restore("postgresql://a:b@localhost/x", &[]).said.contains("holds a password").then_some(()).unwrap();
+    untouched(&into);
+
+    // Somewhere else, as a file.
+    let elsewhere = world.path("elsewhere");
+    copy(&folder, &elsewhere);
+    let done = dumped.restore_this(elsewhere.join("dump").to_str().unwrap(), &into, &[]);
+    assert_eq!(done.code, Some(0), "{done:?}");
+}
+
+#[test]
+fn persons_without_key_and_tombstone_stop_the_restore_unless_their_number_is_accepted() {
+    let dumped = Dumped::new();
+    let into = dumped.empty();
+    // Somebody's key went, and nothing tells why.
+    dumped.world.sql("ALTER TABLE subjects DISABLE TRIGGER USER");
+    dumped.world.sql("DELETE FROM subjects WHERE user_id = 'bob'");
+    dumped.world.sql("ALTER TABLE subjects ENABLE TRIGGER USER; SELECT raise_shards(ARRAY(SELECT shard FROM keyring_shards WHERE generation > 0))");
+    wait_for("a backup without bob", || (!people(&dumped.world).contains(&"bob".to_owned())).then_some(()));
+    dumped.restore(&into, &[]).refused("1 person(s) of the dump have neither");
+    sql(&into, "DROP SCHEMA sidekeep CASCADE");
+    let done = dumped.restore(&into, &["--accept-lost", "1"]);
+    assert_eq!(done.told["restored"]["lost_persons"], 1, "{done:?}");
+    assert_eq!(sql(&into, "SELECT count(*) FROM sidekeep.user_profiles"), "2");
+    // Nobody has erased that person, and the log says so.
+    assert_eq!((done.code, &done.told["log"]["verdict"]), (Some(1), &json!("broken")), "{done:?}");
+}
