@@ -63,6 +63,8 @@ pub struct Backup {
     pub recipients: Vec<Recipient>,
     /// A file with the URL of a database server where a dump may be restored to try it, instead of a private PostgreSQL.
     pub drill_url: Option<SecretFile>,
+    /// A file with a private key of age that opens what is encrypted for `recipients`, for drills alone.
+    pub drill_identity_file: Option<SecretFile>,
     /// How long physical copies of the database are kept: base backups, WAL archives, snapshots.
     pub physical_retention: Option<Period>,
 }

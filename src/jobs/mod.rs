@@ -6,6 +6,7 @@
 mod asked;
 mod backup;
 mod claim;
+mod drill;
 mod history;
 mod rotation;
 mod run;
@@ -57,7 +58,7 @@ pub struct Job {
 }
 
 /// Every job of this daemon.
-pub static JOBS: [Job; 4] = [
+pub static JOBS: [Job; 5] = [
     Job {
         name: backup::NAME,
         settings: |jobs| &jobs.backup,
@@ -82,6 +83,15 @@ pub static JOBS: [Job; 4] = [
                 Ok(Counts::from([("checkpoints", i64::from(made))]))
             })
         },
+    },
+    Job {
+        name: "drill",
+        settings: |jobs| &jobs.drill,
+        lacks: |config| config.backup.destination.is_none().then_some("backup.destination"),
+        limit: Duration::from_secs(24 * 3600),
+        has_dry_run: false,
+        pruned: false,
+        work: |app, deadline, _| Box::pin(drill::run(app, deadline)),
     },
     Job {
         name: "partitions",

@@ -163,6 +163,11 @@ impl Target {
         Ok(self.connect_pinned().await?.0)
     }
 
+    /// The first host.
+    pub(super) fn first(&self) -> Option<&tokio_postgres::Config> {
+        <[tokio_postgres::Config]>::first(&self.hosts)
+    }
+
     /// As [`Target::connect_alone`]; answers the host, too.
     ///
     /// # Errors

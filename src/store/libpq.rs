@@ -13,7 +13,11 @@ use std::time::Duration;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use tokio_postgres::config::{ChannelBinding, Host, SslMode};
+use tokio_util::task::TaskTracker;
 use zeroize::Zeroizing;
+
+use super::connect::{ConnectError, SYSTEM_CA_FILE, Target};
+use crate::config::Database;
 
 /// How a program names the file that is its standard input.
 const PASSFILE: &str = "/proc/self/fd/0";
@@ -32,6 +36,16 @@ impl std::fmt::Debug for Libpq {
 }
 
 impl Libpq {
+    /// To the first of the hosts of a URL.
+    ///
+    /// # Errors
+    /// The URL is wrong.
+    pub fn to(database: &Database, url: &str, tracker: &TaskTracker) -> Result<Self, ConnectError> {
+        let target = Target::new(database, url, tracker.clone())?;
+        let host = target.first().ok_or_else(|| ConnectError::Url("names no host".into()))?;
+        Ok(Self::new(host, ca_file(database), database.connect_timeout.duration()))
+    }
+
     /// As this configuration of one host says, with the certificates of this file where there is TLS.
     pub(super) fn new(config: &tokio_postgres::Config, ca_file: &Path, timeout: Duration) -> Self {
         let mut variables: Vec<(&'static str, Vec<u8>)> = vec![
@@ -114,6 +128,11 @@ impl Libpq {
         }
         Ok(file)
     }
+}
+
+/// The certificates that a server's must descend from.
+pub(super) fn ca_file(database: &Database) -> &Path {
+    database.ca_file.as_deref().unwrap_or(Path::new(SYSTEM_CA_FILE))
 }
 
 #[cfg(test)]

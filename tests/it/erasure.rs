@@ -5,7 +5,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use sidekeep::audit::merkle::Hash;
-use sidekeep::subjects::document;
+use sidekeep::audit::document;
 use sidekeep::subjects::selector::{Erasure, TABLES};
 use sidekeep::values::jcs;
 
