@@ -93,7 +93,8 @@ pub fn fill(daemon: &Daemon, persons: usize) {
     }
 }
 
-fn manifest(shelf: &Shelf, name: &str) -> Value {
+/// What the manifest of a dump says.
+pub fn manifest(shelf: &Shelf, name: &str) -> Value {
     let text = std::fs::read(shelf.dumps().join(name).join("manifest.json")).unwrap();
     serde_json::from_slice::<Value>(&text).unwrap()["body"].clone()
 }
