@@ -15,6 +15,7 @@ use crate::config::{self, Config, OnGap};
 use crate::error::Error;
 use crate::keyring::{Kek, KekError, Keks, Keyring, Listed, SigningKey, SigningKeyError, StartError};
 use crate::records::Records;
+use crate::backup::keyring::Lateness;
 use crate::store::connect::ConnectError;
 use crate::store::{Deadline, Store};
 use crate::subjects::request::Pressing;
@@ -43,6 +44,8 @@ pub struct App {
     pub records: Records,
     /// How many requests of people press.
     pub pressing: Pressing,
+    /// How late the keyring's backup is.
+    pub keyring_lateness: Lateness,
     /// How far the dump is that this daemon makes.
     pub dumping: backup::run::Progress,
     /// The daemon's own log and figures.
@@ -113,6 +116,7 @@ impl App {
         let app = Arc::new(Self {
             records,
             pressing: Pressing::default(),
+            keyring_lateness: Lateness::default(),
             dumping: backup::run::Progress::default(),
             state: watch::Sender::new(State::Waiting("not tried yet".into())),
             reload_error: Mutex::new(None),
@@ -234,7 +238,13 @@ impl App {
             () = self.opened() => {}
             () = self.end.cancelled() => return,
         }
-        tokio::join!(self.make_digests(), self.pressing.observe(self.records.store(), &self.end));
+        let backed_up = async {
+            if self.config.keyring.backup.is_some() {
+                self.keyring_lateness.observe(self.records.store(), &self.end).await;
+            }
+        };
+        let pressing = self.pressing.observe(self.records.store(), &self.end);
+        tokio::join!(self.make_digests(), pressing, backed_up);
     }
 
     async fn make_digests(&self) {

@@ -4,6 +4,7 @@ mod child;
 pub mod drill;
 mod dump;
 pub mod fetch;
+pub mod keyring;
 pub mod manifest;
 pub mod name;
 pub mod policy;

@@ -13,7 +13,7 @@ use super::rotation::{self, Aged};
 use super::shelf::Shelf;
 use super::sink::{Written, away};
 use super::snapshot::{self, About, Contents, LEFT_OUT};
-use super::{name, policy};
+use super::{keyring, name, policy};
 use crate::audit::document::Signed;
 use crate::config::{self, Config};
 use crate::error::{Error, Result};
@@ -134,7 +134,7 @@ impl Making<'_> {
             tokio::join!(order.carry_out(deadline), snapshot::contents(pinned, deadline));
         let (written, contents) = (written?, contents?);
         let created_at = snapshot::clock(pinned, deadline).await?;
-        let keyring_generation = self.keyring_generation(about.at, deadline).await?;
+        let keyring_generation = self.keyring_generation(deadline).await?;
         let times = (about.at, created_at);
         let manifest = self.manifest(times, (about, program), (object.clone(), written, contents));
         let manifest = Manifest { keyring_generation, ..manifest };
@@ -150,9 +150,9 @@ impl Making<'_> {
     }
 
     /// A dump opens nothing without the keys of its time: before it is listed, they are stored. Answers the generation of a
-    /// stored backup of the keyring that is newer than the snapshot.
-    async fn keyring_generation(&self, _newer_than: DateTime<Utc>, _deadline: &Deadline) -> Result<i64> {
-        Ok(0)
+    /// stored backup of the keyring that is newer than the snapshot, which was taken before this is called.
+    async fn keyring_generation(&self, deadline: &Deadline) -> Result<i64> {
+        Ok(keyring::bring_up_to_date(self.records, self.config, deadline).await?.generation)
     }
 
     fn manifest(

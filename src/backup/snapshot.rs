@@ -13,7 +13,9 @@ use crate::error::{Error, Result};
 use crate::store::{Deadline, Pinned};
 
 /// The tables whose rows are in no dump: who somebody is, and who must not come back, is in the keyring's own backup alone.
-pub const LEFT_OUT: [&str; 2] = ["subject_refusals", "subjects"];
+/// How far that backup is, too: a restored database takes that from the backup itself.
+pub const LEFT_OUT: [&str; 6] =
+    ["keyring_backups", "keyring_marks", "keyring_shards", "keyring_writes", "subject_refusals", "subjects"];
 
 const UNREADABLE: &str = "SELECT c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
     WHERE n.nspname = 'sidekeep' AND CASE c.relkind \

@@ -8,7 +8,7 @@ use futures_util::future::BoxFuture;
 use serde_json::Value;
 
 use super::claim::{Claim, JobRun, Run, RunState};
-use super::rotation;
+use super::{keyring_backup, rotation};
 use super::scheduler::Jobs;
 use crate::app::App;
 use crate::audit::verify::{Range, Scope};
@@ -55,6 +55,10 @@ pub(super) static ASKED: [Asked; 2] = [
         work: |app, deadline, _| {
             Box::pin(async move {
                 let rewrapped = app.records.keyring().rotate(app.records.store(), deadline).await?;
+                // Else the old key would still be needed, by what nobody looks at.
+                if app.config.keyring.backup.is_some() {
+                    keyring_backup::run(app, deadline).await?;
+                }
                 Ok(rotation::counts((rewrapped, 0)))
             })
         },

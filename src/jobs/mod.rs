@@ -8,6 +8,7 @@ mod backup;
 mod claim;
 mod drill;
 mod history;
+mod keyring_backup;
 mod rotation;
 mod run;
 mod schedule;
@@ -58,7 +59,7 @@ pub struct Job {
 }
 
 /// Every job of this daemon.
-pub static JOBS: [Job; 5] = [
+pub static JOBS: [Job; 6] = [
     Job {
         name: backup::NAME,
         settings: |jobs| &jobs.backup,
@@ -92,6 +93,15 @@ pub static JOBS: [Job; 5] = [
         has_dry_run: false,
         pruned: false,
         work: |app, deadline, _| Box::pin(drill::run(app, deadline)),
+    },
+    Job {
+        name: keyring_backup::NAME,
+        settings: |jobs| &jobs.keyring_backup,
+        lacks: |config| config.keyring.backup.is_none().then_some("keyring.backup"),
+        limit: Duration::from_secs(3600),
+        has_dry_run: false,
+        pruned: true,
+        work: |app, deadline, _| Box::pin(keyring_backup::run(app, deadline)),
     },
     Job {
         name: "partitions",

@@ -87,7 +87,7 @@ impl Jobs {
     /// lets go of the rest.
     pub async fn run(self: &Arc<Self>, drain: &CancellationToken, abort: &CancellationToken) {
         let ended = async {
-            self.keep_looking(drain).await;
+            tokio::join!(self.keep_looking(drain), self.keep_forgetting(drain));
             self.running.close();
             self.running.wait().await;
         };

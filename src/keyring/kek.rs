@@ -112,6 +112,14 @@ impl Kek {
         opened.as_slice().try_into().ok().map(Zeroizing::new)
     }
 
+    pub(super) fn seal(&self, bound_to: &[u8], plain: &[u8]) -> Result<Vec<u8>> {
+        self.cipher.seal(bound_to, plain)
+    }
+
+    pub(super) fn open(&self, bound_to: &[u8], sealed: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+        self.cipher.open(bound_to, sealed)
+    }
+
     fn bound_to(&self, owner: Owner<'_>) -> Vec<u8> {
         // Without a user id there are fewer parts, so that subject 0 is like nobody's.
         let subject = owner.subject_id.to_be_bytes();

@@ -11,6 +11,7 @@ mod person;
 mod register;
 mod rotation;
 mod seal;
+pub mod shard;
 mod signing;
 mod start;
 mod taken;

@@ -26,6 +26,41 @@ diesel::table! {
 }
 
 diesel::table! {
+    sidekeep.keyring_shards (shard) {
+        shard -> Int2,
+        generation -> Int8,
+        raised_at -> Nullable<Timestamptz>,
+        stored -> Int8,
+        stored_at -> Nullable<Timestamptz>,
+        sealed_under -> Nullable<Text>,
+        kek_ids -> Array<Text>,
+    }
+}
+
+diesel::table! {
+    sidekeep.keyring_marks (shard) {
+        shard -> Int2,
+    }
+}
+
+diesel::table! {
+    sidekeep.keyring_backups (generation) {
+        generation -> Int8,
+        stored -> Int8,
+        stored_at -> Nullable<Timestamptz>,
+        destination -> Nullable<Text>,
+    }
+}
+
+diesel::table! {
+    sidekeep.keyring_writes (id) {
+        id -> Text,
+        object -> Text,
+        begun_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
     sidekeep.legal_holds (id) {
         id -> Text,
         subject_id -> Int8,

@@ -450,6 +450,20 @@ pub const TABLES: &[Table] = &[
         &["daemon", "host", "version", "kek_ids", "wraps_under", "started_at", "seen_at"],
     ),
     nobodys(
+        "keyring_shards",
+        Period::Deployment,
+        &["shard"],
+        &["shard", "generation", "raised_at", "stored", "stored_at", "sealed_under", "kek_ids"],
+    ),
+    nobodys("keyring_marks", Period::Deployment, &["shard"], &["shard"]),
+    nobodys(
+        "keyring_backups",
+        Period::Deployment,
+        &["generation"],
+        &["generation", "stored", "stored_at", "destination"],
+    ),
+    nobodys("keyring_writes", Period::Deployment, &["id"], &["id", "object", "begun_at"]),
+    nobodys(
         "job_runs",
         Period::JobRuns,
         &["run"],

@@ -48,6 +48,8 @@ pub const AUDIT_GAPS: &str = "sidekeep_audit_gaps_total";
 pub const VERIFIED_AGE: &str = "sidekeep_verified_age_seconds";
 /// Up to how many entries.
 pub const VERIFIED_ENTRIES: &str = "sidekeep_verified_entries";
+/// How long the oldest erasure, hold or restriction has not been in the keyring's backup.
+pub const KEYRING_BACKUP_LATE: &str = "sidekeep_keyring_backup_late_seconds";
 /// Always 1, with the `version` that runs.
 pub const BUILD_INFO: &str = "sidekeep_build_info";
 
@@ -92,6 +94,11 @@ fn describe() {
     describe_counter!(AUDIT_GAPS, "Streams whose loss this daemon has declared.");
     describe_gauge!(VERIFIED_AGE, Unit::Seconds, "How long ago the audit log was last found intact.");
     describe_gauge!(VERIFIED_ENTRIES, "Up to how many entries the audit log is verified.");
+    describe_gauge!(
+        KEYRING_BACKUP_LATE,
+        Unit::Seconds,
+        "How long the oldest erasure, hold or restriction has not been in the keyring's backup; 0 where all are."
+    );
     describe_gauge!(BUILD_INFO, "Always 1; the version that runs.");
     gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
 }

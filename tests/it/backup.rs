@@ -36,6 +36,11 @@ impl Shelf {
         self.world.start_with(&format!("{}{more}", self.config))
     }
 
+    /// Starts a daemon in a mount namespace of its own, after this was done there.
+    pub fn start_after(&self, shell: &str, more: &str) -> Daemon {
+        self.world.start_after(shell, &format!("{}{more}", self.config))
+    }
+
     /// The folder of all dumps.
     pub fn dumps(&self) -> PathBuf {
         self.world.path("dumps").join("dumps")

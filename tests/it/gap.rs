@@ -17,13 +17,13 @@ fn copy(from: &Path, to: &Path) {
 }
 
 /// A backup of a whole cluster, to be put back over what came later.
-struct Backup<'a> {
+pub struct Backup<'a> {
     cluster: &'a Cluster,
     copy: std::path::PathBuf,
 }
 
 impl<'a> Backup<'a> {
-    fn take(cluster: &'a Cluster) -> Self {
+    pub fn take(cluster: &'a Cluster) -> Self {
         let copy = cluster.data().with_file_name("backup");
         let _ = std::fs::remove_dir_all(&copy);
         cluster.down();
@@ -32,7 +32,7 @@ impl<'a> Backup<'a> {
         Self { cluster, copy }
     }
 
-    fn restore(&self) {
+    pub fn restore(&self) {
         self.cluster.down();
         std::fs::remove_dir_all(self.cluster.data()).unwrap();
         copy(&self.copy, &self.cluster.data());

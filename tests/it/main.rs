@@ -34,6 +34,7 @@ mod find;
 mod gap;
 mod holds;
 mod jobs;
+mod keyring_backup;
 mod keys;
 mod limits;
 mod outcome;

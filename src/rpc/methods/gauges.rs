@@ -23,6 +23,9 @@ pub(super) fn read(call: &Call) {
             metrics::gauge!(crate::telemetry::REQUESTS, "state" => state).set(number(count));
         }
     }
+    if let Some(late) = call.app.keyring_lateness.seen() {
+        metrics::gauge!(crate::telemetry::KEYRING_BACKUP_LATE).set(late.seconds.unwrap_or_default());
+    }
     metrics::gauge!(crate::telemetry::AUDIT_QUEUE).set(number(call.app.records.log().waiting().0));
     if let Some((lag, _)) = call.app.records.log().lag() {
         let entries = usize::try_from(lag.entries).unwrap_or_default();

@@ -42,7 +42,9 @@ struct KekReport {
     file: Option<String>,
     /// How many data keys it wraps. While there are any it cannot be taken away.
     keys: i64,
-    /// When the oldest of them was made.
+    /// How many parts of the keyring's backup it opens. While there are any it cannot be taken away either.
+    shards: i64,
+    /// When the oldest of its data keys was made.
     oldest: Option<Timestamp>,
     /// The daemons that have it.
     listed_by: Vec<String>,
@@ -65,7 +67,7 @@ pub(super) fn add(methods: &mut Methods) {
                 "How many data keys each key-encryption key wraps, and which daemons have it. No key is ever shown.",
                 (
                     "{}",
-                    r#"{"active":"6c1b9f0d2a7e4835","keks":[{"kek_id":"6c1b9f0d2a7e4835","file":"/etc/sidekeep/keys/kek","keys":2,"oldest":"2026-11-20T19:55:00.000000Z","listed_by":["app-1 812 019aa2e0-5a50-7c31-8f0e-0d5b1c1f7a11"]}],"daemons":[{"daemon":"app-1 812 019aa2e0-5a50-7c31-8f0e-0d5b1c1f7a11","host":"app-1","version":"0.1.0","kek_ids":["6c1b9f0d2a7e4835"],"wraps_under":"6c1b9f0d2a7e4835","started_at":"2026-11-20T19:55:00.000000Z","seen_at":"2026-11-20T19:55:03.000000Z"}],"waiting_for":[],"rotation":{"run":"019aa2e0-5a50-7c31-8f0e-0d5b1c1f7a11","name":"keyring.rotate","dry_run":false,"state":"ok","due_at":"2026-11-20T19:55:00.000000Z","started_at":"2026-11-20T19:55:00.000000Z","finished_at":"2026-11-20T19:55:00.514005Z","counts":{"left":0,"rewrapped":1042},"error":null}}"#,
+                    r#"{"active":"6c1b9f0d2a7e4835","keks":[{"kek_id":"6c1b9f0d2a7e4835","file":"/etc/sidekeep/keys/kek","keys":2,"shards":3,"oldest":"2026-11-20T19:55:00.000000Z","listed_by":["app-1 812 019aa2e0-5a50-7c31-8f0e-0d5b1c1f7a11"]}],"daemons":[{"daemon":"app-1 812 019aa2e0-5a50-7c31-8f0e-0d5b1c1f7a11","host":"app-1","version":"0.1.0","kek_ids":["6c1b9f0d2a7e4835"],"wraps_under":"6c1b9f0d2a7e4835","started_at":"2026-11-20T19:55:00.000000Z","seen_at":"2026-11-20T19:55:03.000000Z"}],"waiting_for":[],"rotation":{"run":"019aa2e0-5a50-7c31-8f0e-0d5b1c1f7a11","name":"keyring.rotate","dry_run":false,"state":"ok","due_at":"2026-11-20T19:55:00.000000Z","started_at":"2026-11-20T19:55:00.000000Z","finished_at":"2026-11-20T19:55:00.514005Z","counts":{"left":0,"rewrapped":1042},"error":null}}"#,
                 ),
             )
         },
@@ -117,6 +119,11 @@ async fn status(call: &Call) -> Result<Status> {
     for usage in keyring::usage(store, deadline).await? {
         let report = reports.entry(usage.kek_id).or_default();
         (report.keys, report.oldest) = (usage.keys, Some(usage.oldest.into()));
+    }
+    if call.app.config.keyring.backup.is_some() {
+        for needed in crate::backup::keyring::needed(store, deadline).await? {
+            reports.entry(needed.kek_id).or_default().shards = needed.shards;
+        }
     }
     let lacks = |daemon: &&Daemon| !daemon.kek_ids.iter().any(|id| Some(id) == active.as_ref());
     Ok(Status {

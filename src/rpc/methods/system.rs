@@ -244,7 +244,7 @@ pub(super) fn add(methods: &mut Methods) {
         About::own(
             "system.health",
             "Whether calls can be answered, and why not. Answers at once, however busy the daemon is.",
-            ("{}", r#"{"status":"ok","checks":{"database":{"status":"ok","message":null},"drain":{"status":"ok","message":null},"jobs":{"status":"ok","message":null},"publication":{"status":"ok","message":null}}}"#),
+            ("{}", r#"{"status":"ok","checks":{"database":{"status":"ok","message":null},"drain":{"status":"ok","message":null},"jobs":{"status":"ok","message":null},"keyring_backup":{"status":"ok","message":null},"publication":{"status":"ok","message":null}}}"#),
         ),
         |call, _: None| std::future::ready(Ok(recent_health(&call))),
     );
@@ -252,7 +252,7 @@ pub(super) fn add(methods: &mut Methods) {
         About::own(
             "system.status",
             "Version, uptime, calls, pool and what PostgreSQL last said of itself.",
-            ("{}", r#"{"version":"0.1.0","deployment":"sidekeep","uptime_seconds":12,"health":{"status":"ok","checks":{"database":{"status":"ok","message":null},"drain":{"status":"ok","message":null},"jobs":{"status":"ok","message":null},"publication":{"status":"ok","message":null}}},"connections":{"open":1,"max":10000},"calls":{"in_flight":0,"max":4096,"draining":false},"streams":[{"stream":0,"size":42,"epoch":1,"leased_until":"2026-11-20T19:55:15.000000Z"}],"queue":{"waiting":0,"max":16384},"lag":{"staged":0,"oldest_seconds":0.0,"age_seconds":1},"pool":{"max":8,"open":1,"free":1,"waiting":0},"database":{"version":"150018","in_recovery":false,"synchronous_standby_names":"","synchronous_standbys":0,"age_seconds":1},"publication":{"state":"off","size":null,"at":null,"age_seconds":null,"message":null,"gaps":[]},"verification":{"age_seconds":null,"entries":null},"jobs":{},"requests":{"open":3,"due_soon":1,"overdue":0},"kek_ids":["6c1b9f0d2a7e4835"],"log_level":"info","reload_error":null}"#),
+            ("{}", r#"{"version":"0.1.0","deployment":"sidekeep","uptime_seconds":12,"health":{"status":"ok","checks":{"database":{"status":"ok","message":null},"drain":{"status":"ok","message":null},"jobs":{"status":"ok","message":null},"keyring_backup":{"status":"ok","message":null},"publication":{"status":"ok","message":null}}},"connections":{"open":1,"max":10000},"calls":{"in_flight":0,"max":4096,"draining":false},"streams":[{"stream":0,"size":42,"epoch":1,"leased_until":"2026-11-20T19:55:15.000000Z"}],"queue":{"waiting":0,"max":16384},"lag":{"staged":0,"oldest_seconds":0.0,"age_seconds":1},"pool":{"max":8,"open":1,"free":1,"waiting":0},"database":{"version":"150018","in_recovery":false,"synchronous_standby_names":"","synchronous_standbys":0,"age_seconds":1},"publication":{"state":"off","size":null,"at":null,"age_seconds":null,"message":null,"gaps":[]},"verification":{"age_seconds":null,"entries":null},"jobs":{},"requests":{"open":3,"due_soon":1,"overdue":0},"kek_ids":["6c1b9f0d2a7e4835"],"log_level":"info","reload_error":null}"#),
         ),
         |call, _: None| async move { Ok(report(&call)) },
     );
@@ -332,6 +332,18 @@ fn jobs(call: &Call) -> Check {
     Check { status: Status::Degraded, message: Some(message) }
 }
 
+/// One that is off, or was not looked at yet, is well.
+fn keyring_backup(call: &Call) -> Check {
+    let late = call.app.keyring_lateness.seen().filter(|late| late.is_broken());
+    let message = late.map(|late| {
+        format!(
+            "an erasure, a hold or a restriction of {:.0} seconds ago is not in the keyring's backup; see job.history of keyring_backup",
+            late.seconds.unwrap_or_default()
+        )
+    });
+    Check { status: if message.is_some() { Status::Degraded } else { Status::Ok }, message }
+}
+
 /// One that was not compared yet is well.
 fn publication(call: &Call) -> Check {
     let message = call.app.records.log().publication().standing().message();
@@ -386,6 +398,7 @@ fn health(call: &Call) -> Health {
         ("database", database(call)),
         ("drain", drain),
         ("jobs", jobs(call)),
+        ("keyring_backup", keyring_backup(call)),
         ("publication", publication(call)),
     ]);
     let has = |status| checks.values().any(|check| check.status == status);

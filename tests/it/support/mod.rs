@@ -8,6 +8,7 @@ pub mod http;
 pub mod json_schema;
 pub mod peer;
 pub mod prometheus;
+pub mod kept;
 mod proxy;
 mod psql;
 mod session;

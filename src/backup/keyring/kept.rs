@@ -1,0 +1,108 @@
+//! The objects of the keyring's backup: their names, and reading them as whoever is about to replace them.
+
+use bytes::Bytes;
+
+use super::Writer;
+use super::manifest::Manifest;
+use crate::error::{Error, Result};
+use crate::keyring::shard::Header;
+use crate::objects::{Tag, Trouble};
+
+/// The name of the manifest.
+pub const MANIFEST: &str = "manifest.json";
+/// What is written and removed to see whether the destination forgets.
+const PROBE: &str = "probe";
+/// Where the shards are.
+const SHARDS: &str = "shards/";
+/// The largest shard, in bytes: ten times what one has where there are ten million people.
+pub const LARGEST: u64 = 256 << 20;
+
+/// The name of a shard.
+pub fn shard_name(shard: i16) -> String {
+    format!("{SHARDS}{shard:02x}")
+}
+
+/// What is wrong with the destination.
+pub(super) fn away(trouble: &Trouble) -> Error {
+    Error::unavailable(format!("keyring.backup: {trouble}"))
+}
+
+/// An object that this database did not write.
+fn foreign(name: &str) -> Error {
+    Error::conflict(format!(
+        "keyring.backup: {name} is of a later state of this database, or of another one, and is not replaced; after a restore or \
+         a fail-over run `sidekeep recover`, else name another destination"
+    ))
+}
+
+fn remembers() -> Error {
+    Error::conflict(
+        "keyring.backup keeps older versions of its objects, and so the keys of those who are erased: name a bucket without \
+         versioning, object lock and retention",
+    )
+}
+
+impl Writer<'_> {
+    /// Refuses a destination that does not forget, before anything is written there. What a store does not tell (Google's
+    /// versioning and soft delete) is not seen.
+    pub(super) async fn probe(&self) -> Result<()> {
+        let probed = match self.objects.get(PROBE, LARGEST).await {
+            Ok((_, tag)) => self.objects.replace(PROBE, Bytes::from_static(b"sidekeep\n"), Some(tag)).await,
+            Err(Trouble::Absent) => self.objects.replace(PROBE, Bytes::from_static(b"sidekeep\n"), None).await,
+            Err(trouble) => Err(trouble),
+        };
+        match probed {
+            Ok(tag) => forgets(&tag)?,
+            // Another daemon was probing.
+            Err(Trouble::Changed) => {}
+            Err(trouble) => return Err(away(&trouble)),
+        }
+        self.objects.delete(PROBE).await.map_err(|trouble| {
+            Error::conflict(format!("keyring.backup does not let its objects be removed: {trouble}"))
+        })
+    }
+
+    /// Shards that should be there and are not; those in `known` are not told.
+    pub(super) async fn lost(&self, known: &[i16]) -> Result<Vec<i16>> {
+        let believed = self.believed().await?;
+        let listed = self.objects.list(SHARDS).await.map_err(|trouble| away(&trouble))?;
+        let is_there = |shard: i16| listed.iter().any(|found| found.name == shard_name(shard));
+        Ok(believed.into_iter().filter(|shard| !known.contains(shard) && !is_there(*shard)).collect())
+    }
+
+    /// What is said of the shard that is there, for whoever replaces it.
+    pub(super) async fn shard(&self, shard: i16) -> Result<Option<(Header, Tag)>> {
+        let name = shard_name(shard);
+        let (bytes, tag) = match self.objects.get(&name, LARGEST).await {
+            Ok(found) => found,
+            Err(Trouble::Absent) => return Ok(None),
+            Err(trouble) => return Err(away(&trouble)),
+        };
+        // Whatever was damaged there, or put there by somebody else, is for an operator to remove.
+        let (header, ..) = Header::read(&bytes).map_err(|_| foreign(&name))?;
+        self.own((&name, &header.deployment, &header.write)).await?;
+        Ok(Some((header, tag)))
+    }
+
+    /// The manifest that is there, for whoever replaces it.
+    pub(super) async fn manifest(&self) -> Result<Option<(Manifest, Tag)>> {
+        let (bytes, tag) = match self.objects.get(MANIFEST, super::manifest::LARGEST).await {
+            Ok(found) => found,
+            Err(Trouble::Absent) => return Ok(None),
+            Err(trouble) => return Err(away(&trouble)),
+        };
+        let manifest = Manifest::peek(&bytes).ok_or_else(|| foreign(MANIFEST))?;
+        self.own((MANIFEST, &manifest.deployment, &manifest.write)).await?;
+        Ok(Some((manifest, tag)))
+    }
+
+    async fn own(&self, (name, deployment, write): (&str, &str, &str)) -> Result<()> {
+        let ours = deployment == self.records.keyring().deployment() && self.has_begun(write).await?;
+        if ours { Ok(()) } else { Err(foreign(name)) }
+    }
+}
+
+/// Refuses a store that keeps the version before.
+pub(super) fn forgets(tag: &Tag) -> Result<()> {
+    if tag.names_version() { Err(remembers()) } else { Ok(()) }
+}
