@@ -21,6 +21,7 @@ mod append_faults_load;
 mod audit;
 mod audit_contract;
 mod backup;
+mod backup_faults;
 mod bad_input;
 mod commands;
 mod dev;
