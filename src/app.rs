@@ -11,11 +11,11 @@ use tokio_util::task::TaskTracker;
 
 use crate::audit::Log;
 use crate::backup;
+use crate::backup::keyring::Lateness;
 use crate::config::{self, Config, OnGap};
 use crate::error::Error;
 use crate::keyring::{Kek, KekError, Keks, Keyring, Listed, SigningKey, SigningKeyError, StartError};
 use crate::records::Records;
-use crate::backup::keyring::Lateness;
 use crate::store::connect::ConnectError;
 use crate::store::{Deadline, Store};
 use crate::subjects::request::Pressing;

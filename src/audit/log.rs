@@ -29,7 +29,7 @@ use crate::values::{RecordId, UserId};
 pub struct Log {
     pub(super) store: Arc<Store>,
     pub(super) keyring: Arc<Keyring>,
-    pub(super) signers: Vec<SigningKey>,
+    pub(super) signers: Arc<[SigningKey]>,
     pub(super) verified: AtomicU64,
     pub(super) to_verify: AtomicU64,
     pub(super) publication: Arc<Publication>,
@@ -56,7 +56,7 @@ impl Log {
     ) -> Self {
         let (queue, receivers) = Queue::new(audit.streams, audit.max_wait.duration());
         let doing = Arc::new(Doing::default());
-        let log = Self::with(store, keyring, (signers, audit), (queue, doing.clone()));
+        let log = Self::with(store, keyring, (signers.into(), audit), (queue, doing.clone()));
         for requests in receivers {
             let idempotency = audit.idempotency.duration();
             let writer =
@@ -70,13 +70,20 @@ impl Log {
     /// The log for reading alone, by a process that appends nothing.
     pub fn reader(store: Arc<Store>, keyring: Arc<Keyring>, signers: Vec<SigningKey>, audit: &Audit) -> Self {
         let (queue, _) = Queue::new(1, Duration::ZERO);
-        Self::with(store, keyring, (signers, audit), (queue, Arc::default()))
+        Self::with(store, keyring, (signers.into(), audit), (queue, Arc::default()))
+    }
+
+    /// The same log as it stands in another database, for reading alone; what was published of it does not count there.
+    pub fn elsewhere(&self, store: Arc<Store>) -> Self {
+        let (queue, _) = Queue::new(1, Duration::ZERO);
+        let (signers, audit) = (self.signers.clone(), Audit::default());
+        Self::with(store, self.keyring.clone(), (signers, &audit), (queue, Arc::default()))
     }
 
     fn with(
         store: Arc<Store>,
         keyring: Arc<Keyring>,
-        (signers, audit): (Vec<SigningKey>, &Audit),
+        (signers, audit): (Arc<[SigningKey]>, &Audit),
         (queue, doing): (Queue, Arc<Doing>),
     ) -> Self {
         let key = |key: &SigningKey| VerifierKey::new(keyring.deployment(), key.public());

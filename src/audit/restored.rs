@@ -44,9 +44,10 @@ impl Remembered {
     }
 
     fn entry(&self, from: &str) -> Result<Entry> {
-        let body = self.certificate.get("body").ok_or_else(|| Error::Tampered {
-            at: "keyring.backup: the certificate of an erasure".into(),
-        })?;
+        let body = self
+            .certificate
+            .get("body")
+            .ok_or_else(|| Error::Tampered { at: "keyring.backup: the certificate of an erasure".into() })?;
         Ok(Entry {
             stream: 0,
             position: 0,

@@ -9,9 +9,10 @@ use std::sync::atomic::AtomicU64;
 
 use bytes::BytesMut;
 use futures_util::TryStreamExt as _;
-use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::io::AsyncReadExt as _;
 use tokio::process::{Child, Command};
 
+use super::child::{complaint, told};
 use super::sink::{Digest, Digesting, Sink, Written, away};
 use super::snapshot::LEFT_OUT;
 use crate::config::Recipient;
@@ -22,10 +23,6 @@ use crate::store::{Deadline, Pinned};
 
 /// How much is read at once.
 const READ: usize = 256 << 10;
-/// How much of its complaints is kept.
-const COMPLAINTS: u64 = 64 << 10;
-/// The longest complaint that is told.
-const TOLD: usize = 300;
 /// How a dump of the custom format begins.
 const MAGIC: &[u8] = b"PGDMP";
 /// How long it waits for the lock of a table that is being changed, in milliseconds.
@@ -77,11 +74,14 @@ impl Order<'_> {
     fn start(&self) -> Result<Child> {
         let mut command = self.program.command();
         command.args(["--format=custom", "--schema=sidekeep", "--encoding=UTF8"]);
-        command.arg(format!("--snapshot={}", self.pinned.snapshot)).arg(format!("--lock-wait-timeout={LOCK}"));
+        command
+            .arg(format!("--snapshot={}", self.pinned.snapshot))
+            .arg(format!("--lock-wait-timeout={LOCK}"));
         for table in LEFT_OUT {
             command.arg(format!("--exclude-table-data=sidekeep.{table}"));
         }
-        let failed = |error: std::io::Error| Error::unavailable(format!("pg_dump cannot be started: {error}"));
+        let failed =
+            |error: std::io::Error| Error::unavailable(format!("pg_dump cannot be started: {error}"));
         self.pinned.libpq.tell(&mut command).map_err(failed)?;
         let mut command = Command::from(command);
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn().map_err(failed)
@@ -138,20 +138,11 @@ async fn stream(child: &mut Child, sink: &mut Sink<'_>) -> Result<()> {
     let (begun, complaint) = tokio::try_join!(pump, async { Ok(complaint(errors).await) })?;
     let status = child.wait().await.map_err(Error::internal)?;
     if !status.success() {
-        let said = if complaint.is_empty() { String::new() } else { format!(": {complaint}") };
-        return Err(Error::unavailable(format!("pg_dump did not do it ({status}){said}")));
+        return Err(Error::unavailable(told("pg_dump", status, &complaint)));
     }
-    if begun { Ok(()) } else { Err(Error::unavailable("pg_dump wrote nothing, and said that it had done it")) }
-}
-
-/// The first thing that it complains of; the log of the daemon has no more, as what follows may quote rows.
-async fn complaint(errors: impl AsyncRead + Unpin) -> String {
-    let mut said = Vec::new();
-    let mut errors = errors;
-    // Also what is not kept is read, so that it is not kept waiting.
-    let _ = (&mut errors).take(COMPLAINTS).read_to_end(&mut said).await;
-    let _ = tokio::io::copy(&mut errors, &mut tokio::io::sink()).await;
-    let said = String::from_utf8_lossy(&said);
-    let line = said.lines().find_map(|line| line.split_once("error: ").map(|(_, complaint)| complaint));
-    line.unwrap_or_default().chars().filter(|c| !c.is_control()).take(TOLD).collect()
+    if begun {
+        Ok(())
+    } else {
+        Err(Error::unavailable("pg_dump wrote nothing, and said that it had done it"))
+    }
 }

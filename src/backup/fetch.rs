@@ -38,7 +38,8 @@ impl Identities {
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
         let keys: Option<Vec<_>> = lines.map(|line| line.parse().ok()).collect();
         let keys = keys.filter(|keys| !keys.is_empty());
-        keys.map(Self).ok_or_else(|| format!("{file}: must hold private keys of age, `AGE-SECRET-KEY-1…`, one a line"))
+        keys.map(Self)
+            .ok_or_else(|| format!("{file}: must hold private keys of age, `AGE-SECRET-KEY-1…`, one a line"))
     }
 }
 
@@ -60,7 +61,9 @@ pub async fn fetch<W: Write + Send + 'static>(
         let parts = Parts { receiving, part: Bytes::new() };
         match (opened, identities) {
             (false, _) => Ok(None),
-            (true, Some(identities)) => open(parts, &identities).and_then(|plain| copy(plain, into)).map(Some),
+            (true, Some(identities)) => {
+                open(parts, &identities).and_then(|plain| copy(plain, into)).map(Some)
+            }
             (true, None) => copy(parts, into).map(Some),
         }
     });
@@ -130,7 +133,9 @@ fn open(parts: Parts, identities: &Identities) -> Result<impl Read + use<>, Stri
         let identity: &dyn age::Identity = identity;
         identity
     });
-    age::Decryptor::new(parts).and_then(|sealed| sealed.decrypt(keys)).map_err(|error| format!("age: {error}"))
+    age::Decryptor::new(parts)
+        .and_then(|sealed| sealed.decrypt(keys))
+        .map_err(|error| format!("age: {error}"))
 }
 
 fn copy<W: Write>(mut from: impl Read, mut into: W) -> Result<(Digest, W), String> {

@@ -1,5 +1,7 @@
 //! Copies of the database that survive it: dumps, what proves them, and the keyring's own backup.
 
+mod child;
+pub mod drill;
 mod dump;
 pub mod fetch;
 pub mod keyring;

@@ -64,7 +64,14 @@ mod tests {
         let (one, other) = (super::of(at(1_795_000_000)).unwrap(), super::of(at(1_795_000_001)).unwrap());
         assert_eq!(super::time(&one), Some(at(1_795_000_000)), "{one}");
         assert!(one < other, "{one} {other}");
-        for foreign in ["", "x", "20261121T020000Z", "20261121T020000Z-1", "20261121T020000Z-12345678/..", "../x-12345678"] {
+        for foreign in [
+            "",
+            "x",
+            "20261121T020000Z",
+            "20261121T020000Z-1",
+            "20261121T020000Z-12345678/..",
+            "../x-12345678",
+        ] {
             assert_eq!(super::time(foreign), None, "{foreign}");
         }
     }

@@ -3,16 +3,12 @@
 
 use std::collections::BTreeSet;
 
-use chrono::{DateTime, Datelike as _, Days, Months, NaiveDate, TimeDelta, Utc};
+use chrono::{DateTime, Datelike as _, TimeDelta, Utc};
 
 use crate::config::Keep;
 
 /// How long what has no manifest is left alone: a run may be writing it, and none takes as long.
 pub const LEFT_ALONE: TimeDelta = TimeDelta::days(1);
-/// After its period has ended, a dump waits for the next one, and for a drill that proves a newer one: in days, by the
-/// schedules that these jobs have where none is set.
-const WAITS: u64 = 8;
-
 /// A dump, as far as it matters here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Aged {
@@ -51,24 +47,12 @@ fn first(periods: &mut BTreeSet<(i32, u32)>, period: (i32, u32), most: u32) -> b
     more && periods.insert(period)
 }
 
-/// The day after which no dump from before this time is left, where dumps and drills are made as they are scheduled.
-pub fn gone_after(at: DateTime<Utc>, keep: Keep) -> Option<NaiveDate> {
-    let date = at.date_naive();
-    let daily = date.checked_add_days(Days::new(u64::from(keep.daily)))?;
-    let sunday = date.checked_add_days(Days::new(u64::from(6 - date.weekday().num_days_from_monday())))?;
-    let weekly = sunday.checked_add_days(Days::new(u64::from(keep.weekly).saturating_mul(7)))?;
-    let monthly = date.with_day(1)?.checked_add_months(Months::new(keep.monthly))?;
-    let periods = [(keep.daily, daily), (keep.weekly, weekly), (keep.monthly, monthly)];
-    let last = periods.into_iter().filter(|(count, _)| *count > 0).map(|(_, day)| day).max()?;
-    last.checked_add_days(Days::new(WAITS))
-}
-
 #[cfg(test)]
 mod tests {
     use chrono::{DateTime, TimeDelta, Utc};
     use proptest::prelude::*;
 
-    use super::{Aged, expired, gone_after};
+    use super::{Aged, expired};
     use crate::config::Keep;
 
     fn at(days: i64) -> DateTime<Utc> {
@@ -106,7 +90,8 @@ mod tests {
 
     #[test]
     fn several_of_one_day_count_as_one() {
-        let of = |name: &str, hour| Aged { name: name.into(), at: at(0) + TimeDelta::hours(hour), proved: true };
+        let of =
+            |name: &str, hour| Aged { name: name.into(), at: at(0) + TimeDelta::hours(hour), proved: true };
         let dumps = [of("c", 3), of("b", 2), of("a", 1), Aged { name: "y".into(), at: at(-1), proved: true }];
         assert_eq!(expired(&dumps, Keep { daily: 2, weekly: 0, monthly: 0 }), ["b", "a"]);
     }
@@ -128,7 +113,7 @@ mod tests {
             let dumps = daily(200, &weekly);
             let gone = expired(&dumps, keep);
             for dump in dumps.iter().filter(|dump| !gone.contains(&dump.name.as_str())) {
-                let promised = gone_after(dump.at, keep);
+                let promised = keep.gone_after(dump.at);
                 prop_assert!(promised.is_none_or(|day| day >= at(0).date_naive()), "{} {promised:?}", dump.name);
             }
         }

@@ -96,7 +96,8 @@ pub async fn run(
     };
     policy::write(records.store(), config, deadline).await?;
     let rotated = deadline.run(rotate(&shelf, config, about.at)).await;
-    let (kept, pruned) = rotated.map_err(|_| Error::unavailable("older dumps were not removed in time"))??;
+    let (kept, pruned) =
+        rotated.map_err(|_| Error::unavailable("older dumps were not removed in time"))??;
     Ok(Done { bytes: manifest.size, rows: manifest.tables.values().sum(), kept, pruned })
 }
 

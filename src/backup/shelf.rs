@@ -236,7 +236,8 @@ impl Shelf {
 impl From<Dump> for Item {
     fn from(Dump { manifest, proof }: Dump) -> Self {
         let proof_name = proof.as_ref().map(|_| name::proof(&manifest.name));
-        let objects = [manifest.object, name::manifest(&manifest.name)].into_iter().chain(proof_name).collect();
+        let objects =
+            [manifest.object, name::manifest(&manifest.name)].into_iter().chain(proof_name).collect();
         Self {
             name: manifest.name,
             created_at: manifest.snapshot_at,

@@ -200,7 +200,10 @@ mod tests {
         let stored = std::fs::read(directory.path().join("dump")).unwrap();
         let mut digest = Digesting::default();
         digest.add(&stored);
-        assert_eq!((digest.end(), written.stored.size), (written.stored.clone(), progress.load(Ordering::Relaxed)));
+        assert_eq!(
+            (digest.end(), written.stored.size),
+            (written.stored.clone(), progress.load(Ordering::Relaxed))
+        );
         let opened = age::decrypt(&identity, &stored).unwrap();
         assert_eq!((opened.len() as u64, opened.get(..300_001)), (written.plain.size, Some(&part[..])));
         let mut digest = Digesting::default();

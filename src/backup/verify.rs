@@ -76,7 +76,8 @@ async fn contents(
     let program = program("pg_restore", major(&manifest.pg_dump_version)).await?;
     let mut command = program.command();
     command.arg("--list").stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-    let started = |error: std::io::Error| Error::unavailable(format!("pg_restore cannot be started: {error}"));
+    let started =
+        |error: std::io::Error| Error::unavailable(format!("pg_restore cannot be started: {error}"));
     let mut listing = Listing(command.spawn().map_err(started)?);
     let reader = Reader(listing.0.stdin.take());
     let read = fetch(&shelf.objects, manifest, identities, reader, deadline).await?;

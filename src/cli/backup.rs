@@ -105,7 +105,8 @@ pub(super) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
         None => back_up(&args.socket, global),
         Some(Command::List(list)) => {
             let line = |dump: &Dump| {
-                let proved = dump.proved_at.as_ref().map_or("not proved".to_owned(), |at| format!("proved {at}"));
+                let proved =
+                    dump.proved_at.as_ref().map_or("not proved".to_owned(), |at| format!("proved {at}"));
                 format!("{}  {}  {} bytes  {proved}", dump.name, dump.created_at, dump.size)
             };
             list.page.each(&list.socket, global, ("backup.list", Map::new()), line)
@@ -152,7 +153,8 @@ fn followed(socket: &socket::Socket, global: &Global, run: &str) -> anyhow::Resu
     let params = socket::params([("name", Some("backup"))]);
     let runs = socket.result(global, "job.history", &params)?;
     let runs: Runs = serde_json::from_str(runs.get())?;
-    let is_it = |item: &&Box<RawValue>| serde_json::from_str::<Run>(item.get()).is_ok_and(|item| item.run == run);
+    let is_it =
+        |item: &&Box<RawValue>| serde_json::from_str::<Run>(item.get()).is_ok_and(|item| item.run == run);
     let found = runs.items.iter().find(is_it);
     found.cloned().ok_or_else(|| anyhow::anyhow!("the daemon knows nothing of run {run} any more"))
 }
@@ -182,7 +184,8 @@ fn check(asked: Verify, global: &Global) -> anyhow::Result<()> {
     } else {
         "encrypted, and not opened: --identity FILE does"
     };
-    let proved = verified.proved_at.map_or("never restored in a drill".to_owned(), |at| format!("proved {at}"));
+    let proved =
+        verified.proved_at.map_or("never restored in a drill".to_owned(), |at| format!("proved {at}"));
     let (name, at, size, rows) = (verified.name, verified.created_at, verified.size, verified.rows);
     Ok(output::line(&format!("{name}: sound. Of {at}, {size} bytes, {rows} rows; {opened}; {proved}"))?)
 }

@@ -1,6 +1,7 @@
 //! The only reader of the environment: sidekeep's own variables, and those that systemd sets. Decides nothing about them.
 
 use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
 
 /// What the variables of single keys begin with.
 const PREFIX: &str = "SIDEKEEP__";
@@ -49,6 +50,14 @@ pub fn of_object_stores() -> Vec<(String, String)> {
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .filter(|(name, _)| name.starts_with("AWS_") || name.starts_with("GOOGLE_"))
         .collect()
+}
+
+/// Where work of this process may take much room for a while: the service's own folder under systemd, else the system's for
+/// temporary files.
+#[expect(clippy::disallowed_methods, reason = "this is the one place")]
+pub fn scratch_directory() -> PathBuf {
+    let own = std::env::var_os("STATE_DIRECTORY").filter(|own| !own.is_empty());
+    own.map_or_else(std::env::temp_dir, PathBuf::from)
 }
 
 /// The device and inode of the journal's stream, where systemd connected standard error to one (systemd.exec(5)).

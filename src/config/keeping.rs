@@ -1,11 +1,15 @@
 //! `[retention]`, `[archive]`, `[backup]`, and the object stores that they and the publication use: what is kept where, and how long.
 
+use chrono::{DateTime, Datelike as _, Days, Months, NaiveDate, Utc};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Destination, Period, Recipient, SecretFile};
 
 const DAY: u64 = 24 * 3600;
+/// After its period has ended, a dump waits for the next one to be made, and for a drill to prove a newer one: in days, by the
+/// schedules that these jobs have where none is set.
+const WAITS: u64 = 8;
 
 /// `[retention]`: how long what is over is kept.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -63,6 +67,8 @@ pub struct Backup {
     pub recipients: Vec<Recipient>,
     /// A file with the URL of a database server where a dump may be restored to try it, instead of a private PostgreSQL.
     pub drill_url: Option<SecretFile>,
+    /// A file with a private key of age that opens what is encrypted for `recipients`, for drills alone.
+    pub drill_identity_file: Option<SecretFile>,
     /// How long physical copies of the database are kept: base backups, WAL archives, snapshots.
     pub physical_retention: Option<Period>,
 }
@@ -82,6 +88,22 @@ pub struct Keep {
 impl Default for Keep {
     fn default() -> Self {
         Self { daily: 7, weekly: 4, monthly: 12 }
+    }
+}
+
+impl Keep {
+    /// The day after which no dump from before this time is left, where dumps and drills are made as they are scheduled: each
+    /// is the last of its day, week or month, and waits for one that is newer than all of these.
+    pub fn gone_after(self, at: DateTime<Utc>) -> Option<NaiveDate> {
+        let date = at.date_naive();
+        let daily = date.checked_add_days(Days::new(u64::from(self.daily)))?;
+        let sunday =
+            date.checked_add_days(Days::new(u64::from(6 - date.weekday().num_days_from_monday())))?;
+        let weekly = sunday.checked_add_days(Days::new(u64::from(self.weekly).saturating_mul(7)))?;
+        let monthly = date.with_day(1)?.checked_add_months(Months::new(self.monthly))?;
+        let periods = [(self.daily, daily), (self.weekly, weekly), (self.monthly, monthly)];
+        let last = periods.into_iter().filter(|(count, _)| *count > 0).map(|(_, day)| day).max()?;
+        last.checked_add_days(Days::new(WAITS))
     }
 }
 

@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use destination::{Bucket, Destination};
-pub use environment::{journal_stream, of_object_stores};
+pub use environment::{journal_stream, of_object_stores, scratch_directory};
 pub use jobs::{CronExpression, Job, Jobs, TimeZone};
 pub use keeping::{Archive, Backup, Gs, Keep, Retention, S3};
 pub use load::{DEFAULT_FILE, Loaded, Setting, load, socket_path};
@@ -17,7 +17,9 @@ pub use problem::{ConfigError, Origin, Problem};
 pub use recipient::Recipient;
 pub use rules::is_safe;
 pub use secret::{SecretError, secret};
-pub use url::{DatabaseUrlError, database_url, direct_url, drill_url, given_url, migrate_url, url_of};
+pub use url::{
+    DatabaseUrlError, database_url, direct_url, drill_url, given_url, migrate_url, url_of, with_database,
+};
 pub use values::{DeploymentName, FileMode, Period, SecretFile, Size};
 
 mod check;

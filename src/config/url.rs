@@ -257,6 +257,16 @@ pub fn url_of(file: &SecretFile, tls: Tls) -> Result<Zeroizing<String>, Database
     from_file("--into-file", file, tls)
 }
 
+/// The same URL with another database, whose name needs no encoding.
+pub fn with_database(url: &str, name: &str) -> Zeroizing<String> {
+    let (base, query) = split_query(url);
+    let authority = base.find("://").map_or(0, |at| at + 3);
+    let rest = base.get(authority..).unwrap_or_default();
+    let end = rest.find('/').map_or(base.len(), |at| authority + at);
+    let separator = if query.is_empty() { "" } else { "?" };
+    Zeroizing::new(format!("{}/{name}{separator}{query}", base.get(..end).unwrap_or_default()))
+}
+
 fn from_file(key: &'static str, file: &SecretFile, tls: Tls) -> Result<Zeroizing<String>, DatabaseUrlError> {
     let url = secret(file).map_err(|source| DatabaseUrlError::Secret { key, source })?;
     Parsed::read(&url).and_then(|parsed| parsed.with(tls)).map_err(|message| DatabaseUrlError::Wrong {

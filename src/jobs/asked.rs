@@ -8,8 +8,8 @@ use futures_util::future::BoxFuture;
 use serde_json::Value;
 
 use super::claim::{Claim, JobRun, Run, RunState};
-use super::{keyring_backup, rotation};
 use super::scheduler::Jobs;
+use super::{keyring_backup, rotation};
 use crate::app::App;
 use crate::audit::verify::{Range, Scope};
 use crate::error::{Error, Result};

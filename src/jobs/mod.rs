@@ -6,6 +6,7 @@
 mod asked;
 mod backup;
 mod claim;
+mod drill;
 mod history;
 mod keyring_backup;
 mod rotation;
@@ -58,7 +59,7 @@ pub struct Job {
 }
 
 /// Every job of this daemon.
-pub static JOBS: [Job; 5] = [
+pub static JOBS: [Job; 6] = [
     Job {
         name: backup::NAME,
         settings: |jobs| &jobs.backup,
@@ -83,6 +84,15 @@ pub static JOBS: [Job; 5] = [
                 Ok(Counts::from([("checkpoints", i64::from(made))]))
             })
         },
+    },
+    Job {
+        name: "drill",
+        settings: |jobs| &jobs.drill,
+        lacks: |config| config.backup.destination.is_none().then_some("backup.destination"),
+        limit: Duration::from_secs(24 * 3600),
+        has_dry_run: false,
+        pruned: false,
+        work: |app, deadline, _| Box::pin(drill::run(app, deadline)),
     },
     Job {
         name: keyring_backup::NAME,
@@ -154,7 +164,10 @@ impl Job {
     /// [`Error::Conflict`], naming the key.
     fn can_run(&self, config: &config::Config) -> Result<()> {
         (self.lacks)(config).map_or(Ok(()), |key| {
-            Err(Error::conflict(format!("the job {} is off: {key} is not set in the configuration", self.name)))
+            Err(Error::conflict(format!(
+                "the job {} is off: {key} is not set in the configuration",
+                self.name
+            )))
         })
     }
 }

@@ -163,13 +163,16 @@ impl Target {
         Ok(self.connect_pinned().await?.0)
     }
 
+    /// The first host.
+    pub(super) fn first(&self) -> Option<&tokio_postgres::Config> {
+        <[tokio_postgres::Config]>::first(&self.hosts)
+    }
+
     /// As [`Target::connect_alone`]; answers the host, too.
     ///
     /// # Errors
     /// As [`Target::connect`].
-    pub(super) async fn connect_pinned(
-        &self,
-    ) -> Result<(Dedicated, &tokio_postgres::Config), ConnectError> {
+    pub(super) async fn connect_pinned(&self) -> Result<(Dedicated, &tokio_postgres::Config), ConnectError> {
         let first = self.good.load(Ordering::Relaxed);
         let mut failure = ConnectError::Url("names no host".into());
         for (index, host) in self.hosts.iter().enumerate().cycle().skip(first).take(self.hosts.len()) {

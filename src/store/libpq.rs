@@ -13,7 +13,11 @@ use std::time::Duration;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use tokio_postgres::config::{ChannelBinding, Host, SslMode};
+use tokio_util::task::TaskTracker;
 use zeroize::Zeroizing;
+
+use super::connect::{ConnectError, SYSTEM_CA_FILE, Target};
+use crate::config::Database;
 
 /// How a program names the file that is its standard input.
 const PASSFILE: &str = "/proc/self/fd/0";
@@ -32,6 +36,16 @@ impl std::fmt::Debug for Libpq {
 }
 
 impl Libpq {
+    /// To the first of the hosts of a URL.
+    ///
+    /// # Errors
+    /// The URL is wrong.
+    pub fn to(database: &Database, url: &str, tracker: &TaskTracker) -> Result<Self, ConnectError> {
+        let target = Target::new(database, url, tracker.clone())?;
+        let host = target.first().ok_or_else(|| ConnectError::Url("names no host".into()))?;
+        Ok(Self::new(host, ca_file(database), database.connect_timeout.duration()))
+    }
+
     /// As this configuration of one host says, with the certificates of this file where there is TLS.
     pub(super) fn new(config: &tokio_postgres::Config, ca_file: &Path, timeout: Duration) -> Self {
         let mut variables: Vec<(&'static str, Vec<u8>)> = vec![
@@ -116,6 +130,11 @@ impl Libpq {
     }
 }
 
+/// The certificates that a server's must descend from.
+pub(super) fn ca_file(database: &Database) -> &Path {
+    database.ca_file.as_deref().unwrap_or(Path::new(SYSTEM_CA_FILE))
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::{Read as _, Seek as _};
@@ -127,8 +146,7 @@ mod tests {
     #[test]
     fn a_password_is_in_the_file_alone() {
         let url = "postgresql://owner:a%3Ab%5Cc@db.example.org:5433/records?hostaddr=192.0.2.1";
-        let libpq =
-            Libpq::new(&url.parse().unwrap(), Path::new("/etc/ca.pem"), Duration::from_secs(5));
+        let libpq = Libpq::new(&url.parse().unwrap(), Path::new("/etc/ca.pem"), Duration::from_secs(5));
         let mut text = String::new();
         let mut file = libpq.passfile().unwrap();
         file.rewind().unwrap();
@@ -137,8 +155,14 @@ mod tests {
         let mut command = std::process::Command::new("pg_dump");
         libpq.tell(&mut command).unwrap();
         let told = format!("{command:?}");
-        for there in ["PGHOST=\"db.example.org\"", "PGHOSTADDR=\"192.0.2.1\"", "PGPORT=\"5433\"", "PGDATABASE=\"records\"", "verify-full", "/etc/ca.pem"]
-        {
+        for there in [
+            "PGHOST=\"db.example.org\"",
+            "PGHOSTADDR=\"192.0.2.1\"",
+            "PGPORT=\"5433\"",
+            "PGDATABASE=\"records\"",
+            "verify-full",
+            "/etc/ca.pem",
+        ] {
             assert!(told.contains(there), "{there}: {told}");
         }
         assert!(!told.contains("a:b"), "{told}");

@@ -1,11 +1,9 @@
 //! A transaction of one snapshot that others may read in too, at the very server that it is on: what a dump is taken from.
 
-use std::path::Path;
-
 use tokio_util::task::TaskTracker;
 
-use super::connect::{self, ConnectError, SYSTEM_CA_FILE};
-use super::libpq::Libpq;
+use super::connect::{self, ConnectError};
+use super::libpq::{Libpq, ca_file};
 use super::{Deadline, Dedicated};
 use crate::config::Database;
 use crate::error::{Error, Result};
@@ -45,8 +43,7 @@ impl Pinned {
         let target = connect::Target::new(database, url, tracker.clone()).map_err(away)?;
         let connecting = deadline.run(target.connect_pinned()).await;
         let (connection, host) = connecting.map_err(|_| late())?.map_err(away)?;
-        let ca_file = database.ca_file.as_deref().unwrap_or(Path::new(SYSTEM_CA_FILE));
-        let libpq = Libpq::new(host, ca_file, database.connect_timeout.duration());
+        let libpq = Libpq::new(host, ca_file(database), database.connect_timeout.duration());
         let mut pinned = Self { connection, libpq, snapshot: String::new() };
         let beginning = async {
             pinned.connection.client.batch_execute(BEGIN).await?;

@@ -21,8 +21,9 @@ pub struct Program {
 /// None that will do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{program} of PostgreSQL {least} or later is needed, and {}; on Debian: apt-get install postgresql-client-{least}",
-    .newest.as_ref().map_or("there is none".to_owned(), |newest| format!("the newest here is {newest}"))
+    "{program} of PostgreSQL {least} or later is needed, and {}; on Debian: apt-get install {}-{least}",
+    .newest.as_ref().map_or("there is none".to_owned(), |newest| format!("the newest here is {newest}")),
+    if *program == "postgres" { "postgresql" } else { "postgresql-client" }
 )]
 pub struct NoProgram {
     program: &'static str,

@@ -13,7 +13,8 @@ use diesel_async::RunQueryDsl;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::certificate::{Body, Certificate, Counts, FORMAT, Kept, Reason, Salt, UNKNOWN};
+use super::certificate::{Body, Certificate, Counts, FORMAT, Kept, Reason, Salt};
+use super::copies::Copies;
 use super::impersonal;
 use super::request::{Done, attach};
 use super::selector::{Erasure, SCHEMA, TABLES, Table, Whose};
@@ -170,7 +171,8 @@ impl Attempt<'_> {
             attach(tx, request_id, subject_id, done).await?;
         }
         let erased_at = diesel::select(sql::<Timestamptz>("clock_timestamp()")).get_result(tx).await?;
-        let signed = Signed::sign(self.records.log(), self.body(&rows, erased_at, kek_id)?)?;
+        let copies = Copies::of(tx, self.config, erased_at).await?;
+        let signed = Signed::sign(self.records.log(), self.body(&rows, erased_at, (kek_id, copies))?)?;
         self.by.about("erasure", self.id.as_str());
         self.by.stored(Hash::of(&[&canonical(&signed.body)?]).hex());
         self.bury(tx, subject_id, erased_at, &signed).await?;
@@ -209,7 +211,7 @@ impl Attempt<'_> {
         &self,
         rows: &BTreeMap<&'static str, i64>,
         erased_at: DateTime<Utc>,
-        kek_id: String,
+        (kek_id, copies): (String, Copies),
     ) -> Result<Body> {
         let counts = Counts::of(rows)?;
         let keyring = self.records.keyring();
@@ -227,8 +229,8 @@ impl Attempt<'_> {
             kept: kept(self.config, &counts),
             counts,
             entry_id: self.entry_id.as_str().to_owned(),
-            backups_gone_after: None,
-            physical_copies_gone_after: UNKNOWN.into(),
+            backups_gone_after: copies.backups,
+            physical_copies_gone_after: copies.physical,
             kek_ids,
         })
     }

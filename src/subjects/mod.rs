@@ -3,6 +3,7 @@
 //! Never lists tables of its own: what belongs to a person is said once, in [`selector`].
 
 pub mod certificate;
+mod copies;
 pub mod data_map;
 pub mod erase;
 pub mod export;

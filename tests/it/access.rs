@@ -58,7 +58,7 @@ fn app() -> Vec<String> {
 }
 
 fn operator() -> Vec<String> {
-    named(&["system.", "job.", "keyring.", "audit.checkpoint", "audit.verify", "rpc.discover"])
+    named(&["system.", "job.", "backup.", "keyring.", "audit.checkpoint", "audit.verify", "rpc.discover"])
 }
 
 #[test]
@@ -169,6 +169,7 @@ fn each_role_has_its_methods() {
         "audit.verify",
         "job.list",
         "job.history",
+        "backup.list",
         "rpc.discover",
         "system.health",
         "system.status",

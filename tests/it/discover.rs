@@ -11,7 +11,7 @@ use crate::support::{World, sidekeep};
 const SNAPSHOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/snapshots/openrpc.json");
 
 /// The methods with state, in an order in which each finds what its example names.
-const ORDER: [&str; 44] = [
+const ORDER: [&str; 45] = [
     "profile.create",
     "subject.accesses",
     "profile.get",
@@ -54,6 +54,7 @@ const ORDER: [&str; 44] = [
     "job.run",
     "job.list",
     "job.history",
+    "backup.list",
     "keyring.rotate",
     "keyring.status",
 ];

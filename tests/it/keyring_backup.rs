@@ -108,7 +108,10 @@ fn a_writer_that_stalls_puts_nobody_back_who_is_erased_meanwhile() {
     wait_for("its wait for the lock", || {
         let locks = std::fs::read_to_string("/proc/locks").unwrap();
         let pid = daemon.pid().to_string();
-        locks.lines().any(|line| line.contains("-> FLOCK") && line.split_whitespace().any(|w| w == pid)).then_some(())
+        locks
+            .lines()
+            .any(|line| line.contains("-> FLOCK") && line.split_whitespace().any(|w| w == pid))
+            .then_some(())
     });
     let waits = "SELECT count(*) FROM job_runs WHERE name = 'keyring_backup' AND state = 'running'";
     assert_eq!(world.sql(waits), "1");
@@ -157,7 +160,9 @@ fn a_database_that_was_restored_does_not_put_its_people_back() {
     erase(&daemon, "ada");
     wait_for("the erasure", || (people(&world) == ["bob"]).then_some(()));
     wait_for("the run's end", || {
-        (world.sql("SELECT count(*) FROM job_runs WHERE name = 'keyring_backup' AND state = 'running'") == "0").then_some(())
+        (world.sql("SELECT count(*) FROM job_runs WHERE name = 'keyring_backup' AND state = 'running'")
+            == "0")
+            .then_some(())
     });
     daemon.stop();
     before.restore();
@@ -189,7 +194,11 @@ fn a_key_that_the_backup_needs_is_not_called_unused_and_a_rotation_leaves_none()
     let done = daemon.ok("keyring.rotate", json!({ "wait": "30s" }));
     assert_eq!(done["state"], "ok", "{done}");
     let status = daemon.ok("keyring.status", json!({}));
-    assert_eq!((&of(&status, &old)["shards"], &of(&status, &old)["keys"]), (&json!(0), &json!(0)), "{status}");
+    assert_eq!(
+        (&of(&status, &old)["shards"], &of(&status, &old)["keys"]),
+        (&json!(0), &json!(0)),
+        "{status}"
+    );
     assert!(rows(&world, &[&new], "subjects").iter().any(|row| row["user_id"] == "ada"));
     intact(&daemon);
     daemon.assert_well();
@@ -207,7 +216,8 @@ fn what_is_gone_is_written_again_and_what_is_not_ours_is_not_replaced() {
     assert_eq!((&done["state"], people(&world).len()), (&json!("ok"), 2), "{done}");
     assert!(directory(&world).join("manifest.json").exists());
 
-    let shard = world.sql("SELECT lpad(to_hex(shard_of(subject_id)::int), 2, '0') FROM subjects WHERE user_id = 'ada'");
+    let shard = world
+        .sql("SELECT lpad(to_hex(shard_of(subject_id)::int), 2, '0') FROM subjects WHERE user_id = 'ada'");
     let path = directory(&world).join("shards").join(shard);
     let sound = std::fs::read(&path).unwrap();
     std::fs::write(&path, b"something else\n").unwrap();
@@ -230,7 +240,13 @@ fn without_a_destination_the_job_is_off_and_says_what_to_set() {
     let refused = daemon.client().err("job.run", json!({ "name": "keyring_backup" }));
     assert!(refused.message.contains("keyring.backup"), "{refused:?}");
     let listed = daemon.ok("job.list", json!({}));
-    let job = listed["items"].as_array().unwrap().iter().find(|job| job["name"] == "keyring_backup").unwrap().clone();
+    let job = listed["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|job| job["name"] == "keyring_backup")
+        .unwrap()
+        .clone();
     assert_eq!((&job["enabled"], &job["next_due"]), (&json!(false), &Value::Null));
     daemon.assert_well();
 }

@@ -19,7 +19,8 @@ struct Dumped {
 
 fn config(world: &World) -> String {
     std::fs::write(world.path("owner-url"), &world.owner_url).unwrap();
-    std::fs::set_permissions(world.path("owner-url"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    std::fs::set_permissions(world.path("owner-url"), std::os::unix::fs::PermissionsExt::from_mode(0o600))
+        .unwrap();
     format!(
         "{}audit.streams = 1\naudit.publish = \"file://{}\"\nbackup.destination = \"file://{}\"\ndatabase.direct_url_file = {:?}\n",
         keyring_backup(world),
@@ -49,7 +50,10 @@ impl Dumped {
                 "conversation.create",
                 json!({ "id": format!("talk-{user}-1"), "user_id": user, "messages": [{ "role": "user", "content": "hello" }] }),
             );
-            daemon.ok("consent.record", json!({ "user_id": user, "consent_type": "newsletter", "granted": true }));
+            daemon.ok(
+                "consent.record",
+                json!({ "user_id": user, "consent_type": "newsletter", "granted": true }),
+            );
         }
         checkpoint(&daemon);
         run(&daemon, "backup");
@@ -76,7 +80,8 @@ impl Dumped {
 
     fn restore_this(&self, what: &str, into: &str, more: &[&str]) -> Done {
         let config = self.daemon.config.to_str().unwrap();
-        let done = sidekeep(&[&["--config", config, "--json", "restore", what, "--into", into], more].concat());
+        let done =
+            sidekeep(&[&["--config", config, "--json", "restore", what, "--into", into], more].concat());
         Done {
             code: done.status.code(),
             told: serde_json::from_slice(&done.stdout).unwrap_or_default(),
@@ -147,7 +152,11 @@ fn a_dump_from_before_an_erasure_holds_everybody_but_the_erased_person() {
         (sql(&into, told) == "1").then_some(())
     });
     let verdict = daemon.ok("audit.verify", json!({}));
-    assert_eq!((&verdict["verdict"], &verdict["erased_subjects"]), (&json!("intact"), &json!(1)), "{verdict}");
+    assert_eq!(
+        (&verdict["verdict"], &verdict["erased_subjects"]),
+        (&json!("intact"), &json!(1)),
+        "{verdict}"
+    );
     // From now on the keyring's backup is this database's.
     run(&daemon, "keyring_backup");
     daemon.ok("subject.unrestrict", json!({ "user_id": "ada", "reason": "settled" }));
@@ -173,12 +182,16 @@ fn a_target_that_is_not_empty_is_refused_and_so_is_one_half_restored() {
         .stderr(std::process::Stdio::null())
         .spawn()
         .unwrap();
-    wait_for("its first tables", || (sql(&into, "SELECT to_regclass('sidekeep.subjects') IS NULL") == "f").then_some(()));
+    wait_for("its first tables", || {
+        (sql(&into, "SELECT to_regclass('sidekeep.subjects') IS NULL") == "f").then_some(())
+    });
     killed.kill().unwrap();
     killed.wait().unwrap();
     let database = into.split('/').nth(3).unwrap().split('?').next().unwrap().to_owned();
     wait_for("the end of its connections", || {
-        let left = format!("SELECT count(*) FROM pg_stat_activity WHERE datname = '{database}' AND pid <> pg_backend_pid()");
+        let left = format!(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = '{database}' AND pid <> pg_backend_pid()"
+        );
         (sql(&cluster.owner_url("postgres"), &left) == "0").then_some(())
     });
     dumped.restore(&into, &[]).refused("DROP SCHEMA sidekeep CASCADE");
@@ -197,7 +210,9 @@ fn shards(world: &World) -> Vec<PathBuf> {
 
 /// The shard that a person is in.
 fn shard_of(world: &World, user: &str) -> PathBuf {
-    let query = format!("SELECT lpad(to_hex(shard_of(subject_id)::int), 2, '0') FROM subjects WHERE user_id = '{user}'");
+    let query = format!(
+        "SELECT lpad(to_hex(shard_of(subject_id)::int), 2, '0') FROM subjects WHERE user_id = '{user}'"
+    );
     directory(world).join("shards").join(world.sql(&query))
 }
 
@@ -250,10 +265,15 @@ fn a_keyring_that_is_older_damaged_or_somebody_elses_is_refused_before_the_targe
     let with = |config: &Path| {
         let args = ["--config", config.to_str().unwrap(), "restore", &dumped.name, "--into", &into];
         let done = sidekeep(&args);
-        Done { code: done.status.code(), told: Value::Null, said: String::from_utf8_lossy(&done.stderr).into_owned() }
+        Done {
+            code: done.status.code(),
+            told: Value::Null,
+            said: String::from_utf8_lossy(&done.stderr).into_owned(),
+        }
     };
     with(&other).refused("none of keyring.key_files");
-    std::fs::write(&other, text.replace("deployment.name = \"test\"", "deployment.name = \"other\"")).unwrap();
+    std::fs::write(&other, text.replace("deployment.name = \"test\"", "deployment.name = \"other\""))
+        .unwrap();
     with(&other).refused("of the deployment");
     std::fs::remove_file(&other).unwrap();
     untouched(&into);
@@ -272,7 +292,9 @@ fn a_dump_that_is_damaged_or_from_a_later_version_is_refused_before_the_target_i
     let mut flipped = sound.clone();
     let middle = flipped.len() / 2;
     flipped[middle] ^= 1;
-    for (bytes, why) in [(&flipped[..], "it was changed"), (&sound[..middle], "bytes, and should have"), (&[][..], "0 bytes")] {
+    for (bytes, why) in
+        [(&flipped[..], "it was changed"), (&sound[..middle], "bytes, and should have"), (&[][..], "0 bytes")]
+    {
         std::fs::write(&dump, bytes).unwrap();
         dumped.restore(&into, &[]).refused(why);
     }
@@ -281,7 +303,12 @@ fn a_dump_that_is_damaged_or_from_a_later_version_is_refused_before_the_target_i
     std::fs::write(&dump, &sound).unwrap();
     dumped.restore(dumped.empty().as_str(), &["--scratch", "/nonexistent"]).refused("/nonexistent");
     dumped.restore_this("20200101T000000Z-00000000", &into, &[]).refused("no such object");
-    dumped.restore("postgresql://a:b@localhost/x", &[]).said.contains("holds a password").then_some(()).unwrap();
+    dumped
+        .restore("postgresql://a:b@localhost/x", &[])
+        .said
+        .contains("holds a password")
+        .then_some(())
+        .unwrap();
     untouched(&into);
 
     // Somewhere else, as a file.

@@ -78,10 +78,8 @@ impl Content {
                 if let Some(kek_id) = row.kek_id.filter(|kek_id| !kek_ids.contains(kek_id)) {
                     kek_ids.push(kek_id);
                 }
-                let line = Line {
-                    table: row.kind,
-                    row: RawValue::from_string(row.json).map_err(Error::internal)?,
-                };
+                let line =
+                    Line { table: row.kind, row: RawValue::from_string(row.json).map_err(Error::internal)? };
                 serde_json::to_writer(&mut encoder, &line).map_err(Error::internal)?;
                 encoder.write_all(b"\n").map_err(Error::internal)?;
             }

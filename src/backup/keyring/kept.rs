@@ -48,7 +48,9 @@ impl Writer<'_> {
     pub(super) async fn probe(&self) -> Result<()> {
         let probed = match self.objects.get(PROBE, LARGEST).await {
             Ok((_, tag)) => self.objects.replace(PROBE, Bytes::from_static(b"sidekeep\n"), Some(tag)).await,
-            Err(Trouble::Absent) => self.objects.replace(PROBE, Bytes::from_static(b"sidekeep\n"), None).await,
+            Err(Trouble::Absent) => {
+                self.objects.replace(PROBE, Bytes::from_static(b"sidekeep\n"), None).await
+            }
             Err(trouble) => Err(trouble),
         };
         match probed {

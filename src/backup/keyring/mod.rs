@@ -53,11 +53,10 @@ struct Writer<'a> {
 /// [`Error::Conflict`] where `keyring.backup` is not set, keeps older versions, or holds what this database has not written; where it
 /// cannot be used, [`Error::Unavailable`]. The rest is written all the same.
 pub async fn bring_up_to_date(records: &Records, config: &Config, deadline: &Deadline) -> Result<Brought> {
-    let destination = config
-        .keyring
-        .backup
-        .as_ref()
-        .ok_or_else(|| Error::conflict("keyring.backup is not set: name a destination of its own there"))?;
+    let destination =
+        config.keyring.backup.as_ref().ok_or_else(|| {
+            Error::conflict("keyring.backup is not set: name a destination of its own there")
+        })?;
     let objects = Objects::open(destination, config).map_err(|trouble| kept::away(&trouble))?;
     let writer = Writer { records, objects, deadline };
     // Before anything is written: without a manifest a backup is none.

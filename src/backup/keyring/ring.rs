@@ -34,11 +34,14 @@ impl Ring {
     /// [`Error::Conflict`] where there is none, or none to be trusted; the destination's.
     pub async fn open(config: &Config, keyring: &Keyring, keys: &[Vec<u8>]) -> Result<Self> {
         let destination = config.keyring.backup.as_ref().ok_or_else(|| {
-            Error::conflict("keyring.backup is not set: a dump opens nothing without the keyring's own backup")
+            Error::conflict(
+                "keyring.backup is not set: a dump opens nothing without the keyring's own backup",
+            )
         })?;
         let objects = Objects::open(destination, config)
             .map_err(|trouble| Error::unavailable(format!("keyring.backup: {trouble}")))?;
-        let (bytes, _) = objects.get(MANIFEST, manifest::LARGEST).await.map_err(|why| refused(MANIFEST, why))?;
+        let (bytes, _) =
+            objects.get(MANIFEST, manifest::LARGEST).await.map_err(|why| refused(MANIFEST, why))?;
         let deployment = config.deployment.name.as_str().to_owned();
         let manifest = Manifest::read(&bytes, &deployment, keys).map_err(|why| refused(MANIFEST, why))?;
         Ok(Self { objects, deployment, keks: (*keyring.keks()).clone(), manifest })
@@ -81,7 +84,9 @@ impl Ring {
         let bytes = match self.objects.get(&name, LARGEST).await {
             Ok((bytes, _)) => bytes,
             Err(Trouble::Absent) if told.is_none() => return Ok(None),
-            Err(Trouble::Absent) => return Err(refused(&name, "it is missing, though the manifest names it")),
+            Err(Trouble::Absent) => {
+                return Err(refused(&name, "it is missing, though the manifest names it"));
+            }
             Err(trouble) => return Err(Error::unavailable(format!("keyring.backup: {name}: {trouble}"))),
         };
         let opened = shard::open(&self.keks, (&self.deployment, number), &bytes);
@@ -100,7 +105,9 @@ impl Ring {
         if let Some(missing) = header.kek_ids.iter().find(|id| !given.contains(id)) {
             return Err(refused(
                 &name,
-                format!("keys in it are wrapped by the key-encryption key {missing}, which is in none of keyring.key_files"),
+                format!(
+                    "keys in it are wrapped by the key-encryption key {missing}, which is in none of keyring.key_files"
+                ),
             ));
         }
         Ok(Some((header, plain)))

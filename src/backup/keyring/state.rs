@@ -224,28 +224,28 @@ impl Writer<'_> {
 
     /// What a manifest is to say: the generation, whether it is stored already, and the shards.
     pub(super) async fn to_tell(&self) -> Result<(i64, bool, Vec<Kept>)> {
-        let read = self.store().snapshot(self.deadline, "keyring_backup.tell", async |connection| {
-            let row = keyring_backups::table.select((keyring_backups::generation, keyring_backups::stored));
-            let (generation, stored): (i64, i64) = row.first(connection).await?;
-            let rows: Vec<(i16, i64, Option<String>, Vec<String>)> = keyring_shards::table
-                .filter(keyring_shards::stored.gt(0))
-                .order(keyring_shards::shard)
-                .select((
-                    keyring_shards::shard,
-                    keyring_shards::stored,
-                    keyring_shards::sealed_under,
-                    keyring_shards::kek_ids,
-                ))
-                .load(connection)
-                .await?;
-            let kept = |(shard, generation, sealed_under, kek_ids): (i16, i64, Option<String>, Vec<String>)| Kept {
-                shard,
-                generation,
-                sealed_under: sealed_under.unwrap_or_default(),
-                kek_ids,
-            };
-            Ok((generation, stored >= generation, rows.into_iter().map(kept).collect()))
-        });
+        let read =
+            self.store().snapshot(self.deadline, "keyring_backup.tell", async |connection| {
+                let row =
+                    keyring_backups::table.select((keyring_backups::generation, keyring_backups::stored));
+                let (generation, stored): (i64, i64) = row.first(connection).await?;
+                let rows: Vec<(i16, i64, Option<String>, Vec<String>)> = keyring_shards::table
+                    .filter(keyring_shards::stored.gt(0))
+                    .order(keyring_shards::shard)
+                    .select((
+                        keyring_shards::shard,
+                        keyring_shards::stored,
+                        keyring_shards::sealed_under,
+                        keyring_shards::kek_ids,
+                    ))
+                    .load(connection)
+                    .await?;
+                let kept =
+                    |(shard, generation, sealed_under, kek_ids): (i16, i64, Option<String>, Vec<String>)| {
+                        Kept { shard, generation, sealed_under: sealed_under.unwrap_or_default(), kek_ids }
+                    };
+                Ok((generation, stored >= generation, rows.into_iter().map(kept).collect()))
+            });
         read.await
     }
 

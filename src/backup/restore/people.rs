@@ -90,7 +90,8 @@ impl Ready<'_> {
             .into_iter()
             .collect();
         let (living, outliving) = naming();
-        let (with_rows, named) = (self.strays(&living, deadline).await?, self.strays(&outliving, deadline).await?);
+        let (with_rows, named) =
+            (self.strays(&living, deadline).await?, self.strays(&outliving, deadline).await?);
         let everybody: HashSet<i64> = with_rows.iter().chain(&named).copied().collect();
         let lost: Vec<i64> =
             everybody.iter().filter(|id| !buried.contains_key(id) && !known.contains(id)).copied().collect();
@@ -136,9 +137,11 @@ impl Ready<'_> {
         const SHARD: &str = "INSERT INTO sidekeep.keyring_shards (shard, generation, raised_at) VALUES ($1, $2, clock_timestamp()) \
             ON CONFLICT (shard) DO UPDATE SET generation = greatest(excluded.generation, keyring_shards.generation), \
             stored = 0, raised_at = excluded.raised_at";
-        const WRITE: &str = "INSERT INTO sidekeep.keyring_writes (id, object) VALUES ($1, $2) ON CONFLICT DO NOTHING";
+        const WRITE: &str =
+            "INSERT INTO sidekeep.keyring_writes (id, object) VALUES ($1, $2) ON CONFLICT DO NOTHING";
         const WHOLE: &str = "WITH gone AS (DELETE FROM sidekeep.keyring_backups) SELECT 1";
-        const AGAIN: &str = "INSERT INTO sidekeep.keyring_backups (generation, stored, destination) VALUES ($1, 0, $2)";
+        const AGAIN: &str =
+            "INSERT INTO sidekeep.keyring_backups (generation, stored, destination) VALUES ($1, 0, $2)";
         for number in 0..SHARDS {
             let Some((header, plain)) = ring.shard(number).await? else {
                 let none = "INSERT INTO sidekeep.keyring_shards (shard) VALUES ($1) ON CONFLICT DO NOTHING";
@@ -163,7 +166,8 @@ impl Ready<'_> {
                 }
             }
         }
-        let (generation, manifest) = (ring.manifest.generation.saturating_add(1), super::super::keyring::MANIFEST);
+        let (generation, manifest) =
+            (ring.manifest.generation.saturating_add(1), super::super::keyring::MANIFEST);
         self.owned().rows(WRITE, &[&ring.manifest.write, &manifest], deadline).await?;
         self.owned().rows(WHOLE, &[], deadline).await?;
         self.owned().rows(AGAIN, &[&generation, &ring.url()], deadline).await?;

@@ -80,7 +80,10 @@ impl Source {
         deadline: &Deadline,
     ) -> Result<Copy> {
         if self.manifest.encrypted && identities.is_none() {
-            return Err(refused(&self.manifest.name, "it is encrypted; --identity FILE names a private key of age"));
+            return Err(refused(
+                &self.manifest.name,
+                "it is encrypted; --identity FILE names a private key of age",
+            ));
         }
         let mut options = OpenOptions::new();
         let options = options.read(true).write(true).mode(0o600).custom_flags(libc::O_TMPFILE);

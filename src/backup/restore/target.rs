@@ -75,7 +75,9 @@ impl<'a> Target<'a> {
             )));
         }
         if !may {
-            return Err(Error::conflict(format!("the role may not make a schema in the database {database}")));
+            return Err(Error::conflict(format!(
+                "the role may not make a schema in the database {database}"
+            )));
         }
         let program = program("pg_restore", major(&manifest.pg_dump_version)).await?;
         let ready = Ready { target: self, source, copy, program };
@@ -100,7 +102,8 @@ impl Ready<'_> {
             let mut command = self.command(section);
             command.args(["--file=-", &self.copy.path()]).stdin(Stdio::null()).stdout(Stdio::piped());
             let listed = tokio::process::Command::from(command).kill_on_drop(true).output();
-            let listed = deadline.run(listed).await.map_err(|_| Error::unavailable("pg_restore took too long"))?;
+            let listed =
+                deadline.run(listed).await.map_err(|_| Error::unavailable("pg_restore took too long"))?;
             let listed = listed.map_err(|error| Error::unavailable(format!("pg_restore: {error}")))?;
             if !listed.status.success() {
                 return Err(Error::Tampered {
@@ -114,9 +117,8 @@ impl Ready<'_> {
             let (_, role) = line.rsplit_once(" TO ")?;
             Some(role.trim_end_matches(';').trim_end_matches(" WITH GRANT OPTION").trim_matches('"'))
         });
-        let missing = granted.filter(|role| {
-            *role != "PUBLIC" && *role != APP_ROLE && !there.iter().any(|name| name == role)
-        });
+        let missing = granted
+            .filter(|role| *role != "PUBLIC" && *role != APP_ROLE && !there.iter().any(|name| name == role));
         let mut missing: Vec<&str> = missing.collect();
         missing.sort_unstable();
         missing.dedup();

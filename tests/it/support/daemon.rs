@@ -125,6 +125,17 @@ impl World {
         Some(daemon)
     }
 
+    /// Starts a daemon in a mount namespace of its own, after a shell has done this there. Needs root.
+    pub fn start_after(&self, shell: &str, more: &str) -> Daemon {
+        let (config, socket) = self.configure(more);
+        let mut command = Command::new("unshare");
+        command.args(["-m", "sh", "-c", &format!("{shell} && exec \"$@\""), "sh"]);
+        command.arg(env!("CARGO_BIN_EXE_sidekeep"));
+        let daemon = Daemon::run(command, &config, &socket);
+        daemon.wait_ready();
+        daemon
+    }
+
     /// Starts a daemon whose clock is so far off, as in `+1h`.
     pub fn start_with_clock(&self, off: &str, more: &str) -> Daemon {
         let (config, socket) = self.configure(more);

@@ -1,0 +1,310 @@
+//! What goes wrong with a dump: whatever it is, the run fails and says why, nothing is listed that is not whole, and the next
+//! run does it.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+use crate::backup::{Shelf, done, failed, files, fill, list};
+use crate::support::{Daemon, World, sql, wait_for};
+
+/// The `pg_dump` of the newest version that is installed.
+fn pg_dump() -> PathBuf {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").unwrap().flatten();
+    let mut found: Vec<_> =
+        versions.map(|entry| entry.path().join("bin/pg_dump")).filter(|path| path.exists()).collect();
+    found.sort();
+    found.pop().unwrap()
+}
+
+/// What to do in a mount namespace so that a script stands in the place of `pg_dump`, and the real one beside it as `$real`.
+fn instead(shelf: &Shelf, script: &str) -> String {
+    let (real, fake) = (shelf.world.path("real"), shelf.world.path("fake"));
+    std::fs::create_dir_all(&real).unwrap();
+    std::fs::copy(pg_dump(), real.join("pg_dump")).unwrap();
+    let real = real.join("pg_dump");
+    std::fs::write(&fake, format!("#!/bin/sh\nreal={}\n{script}\n", real.display())).unwrap();
+    std::fs::set_permissions(&fake, std::fs::Permissions::from_mode(0o755)).unwrap();
+    format!("mount --bind {} {}", fake.display(), pg_dump().display())
+}
+
+const VERSION: &str = "case \"$1\" in --version) exec \"$real\" --version;; esac";
+
+/// Holds a table back, so that `pg_dump` waits for it.
+struct Held(Child);
+
+impl Held {
+    fn back(world: &World, table: &str) -> Self {
+        use std::io::{BufRead as _, BufReader, Write as _};
+        let mut psql = Command::new("psql")
+            .args([world.owner_url.as_str(), "-XqAt"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lock = format!("BEGIN; LOCK TABLE sidekeep.{table} IN ACCESS EXCLUSIVE MODE; SELECT 'held';\n");
+        psql.stdin.as_mut().unwrap().write_all(lock.as_bytes()).unwrap();
+        let mut line = String::new();
+        BufReader::new(psql.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "held\n");
+        Self(psql)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The `pg_dump` that a daemon has started.
+fn child(daemon: &Daemon) -> Pid {
+    let parent = |pid: i32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        stat.rsplit(')').next()?.split_whitespace().nth(1)?.parse::<i32>().ok()
+    };
+    let dumps = |pid: i32| {
+        let arguments = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        arguments.contains("pg_dump") && arguments.contains("--snapshot")
+    };
+    let found = wait_for("pg_dump", || {
+        let all = std::fs::read_dir("/proc").unwrap().flatten();
+        let mut pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        pids.find(|pid| parent(*pid) == Some(daemon.pid().as_raw()) && dumps(*pid))
+    });
+    Pid::from_raw(found)
+}
+
+fn begin(daemon: &Daemon) -> String {
+    let run = daemon.ok("job.run", json!({ "name": "backup", "wait": "0s" }));
+    assert_eq!(run["state"], "running", "{run}");
+    run["run"].as_str().unwrap().to_owned()
+}
+
+fn ended(daemon: &Daemon, run: &str) -> Value {
+    wait_for("the end of the run", || {
+        let runs = daemon.ok("job.history", json!({ "name": "backup" }));
+        let run = runs["items"].as_array().unwrap().iter().find(|item| item["run"] == run)?.clone();
+        (run["state"] != "running").then_some(run)
+    })
+}
+
+#[test]
+fn a_pg_dump_that_fails_leaves_nothing() {
+    let shelf = Shelf::new();
+    let faults = [
+        ("printf PGDMPhalf; exit 1", "exit status: 1"),
+        ("\"$real\" \"$@\" | head -c 20000; kill -9 $$", "signal: 9"),
+        ("exit 0", "wrote nothing"),
+        ("echo no dump", "is no dump"),
+        ("echo 'pg_dump: error: query failed: out of it' >&2; exit 3", "query failed: out of it"),
+        ("exec \"$real\" \"$@\" --snapshot=00000000-00000000-1", "snapshot"),
+    ];
+    for (script, why) in faults {
+        let daemon = shelf.start_after(&instead(&shelf, &format!("{VERSION}\n{script}")), "");
+        let said = failed(&daemon, "backup");
+        assert!(said.contains(why), "{script}: {said}");
+        assert!(list(&daemon).is_empty() && files(&shelf.dumps()).is_empty(), "{script}");
+        daemon.stop();
+    }
+    let older = "case \"$1\" in --version) echo 'pg_dump (PostgreSQL) 9.6.24'; exit;; esac; exit 9";
+    let daemon = shelf.start_after(&instead(&shelf, older), "");
+    let said = failed(&daemon, "backup");
+    assert!(
+        said.contains("the newest here is 9.6.24") && said.contains("apt-get install postgresql-client-"),
+        "{said}"
+    );
+    daemon.stop();
+    let daemon = shelf.start("");
+    done(&daemon, "backup");
+    assert_eq!(list(&daemon).len(), 1);
+}
+
+#[test]
+fn a_pg_dump_that_is_killed_leaves_nothing() {
+    let shelf = Shelf::new();
+    let daemon = shelf.start("");
+    fill(&daemon, 2);
+    let held = Held::back(&shelf.world, "user_profiles");
+    let run = begin(&daemon);
+    kill(child(&daemon), Signal::SIGKILL).unwrap();
+    // What the daemon counts waits for the same table.
+    drop(held);
+    let run = ended(&daemon, &run);
+    assert!(run["error"].as_str().is_some_and(|why| why.contains("signal: 9")), "{run}");
+    assert!(list(&daemon).is_empty() && files(&shelf.dumps()).is_empty());
+    done(&daemon, "backup");
+}
+
+#[test]
+fn a_daemon_that_is_killed_leaves_nothing_that_is_listed() {
+    let shelf = Shelf::new();
+    let first = shelf.start("");
+    fill(&first, 2);
+    let held = Held::back(&shelf.world, "user_profiles");
+    let run = begin(&first);
+    let dumping = child(&first);
+    first.signal(Signal::SIGKILL);
+    drop(first);
+    let other = shelf.start("");
+    assert!(list(&other).is_empty());
+    drop(held);
+    wait_for("the end of a pg_dump that nobody reads", || {
+        (!Path::new(&format!("/proc/{dumping}")).exists()).then_some(())
+    });
+    // Its run is gone on with, from the beginning.
+    let run = ended(&other, &run);
+    assert_eq!((&run["state"], list(&other).len()), (&json!("ok"), 1), "{run}");
+    let left = files(&shelf.dumps()).into_iter().find(|name| list(&other)[0]["name"] != name.as_str());
+    let left = left.expect("a folder that was never finished");
+    done(&other, "backup");
+    assert!(files(&shelf.dumps()).contains(&left), "a run may still be writing it");
+    // A day later nobody is.
+    let old = format!("20200101T000000Z{}", &left[16..]);
+    std::fs::rename(shelf.dumps().join(&left), shelf.dumps().join(&old)).unwrap();
+    std::fs::create_dir(shelf.dumps().join("somebody-elses")).unwrap();
+    done(&other, "backup");
+    let there = files(&shelf.dumps());
+    assert!(!there.contains(&old) && there.contains(&"somebody-elses".to_owned()), "{there:?}");
+    assert_eq!(list(&other).len(), 3);
+}
+
+#[test]
+fn a_daemon_that_ends_takes_its_pg_dump_with_it() {
+    let shelf = Shelf::new();
+    let daemon = shelf.start("socket.drain = \"100ms\"\n");
+    fill(&daemon, 1);
+    let held = Held::back(&shelf.world, "user_profiles");
+    begin(&daemon);
+    let dumping = child(&daemon);
+    daemon.stop();
+    assert!(!Path::new(&format!("/proc/{dumping}")).exists(), "its end was waited for");
+    drop(held);
+    let daemon = shelf.start("");
+    wait_for("the run that was let go", || (list(&daemon).len() == 1).then_some(()));
+}
+
+#[test]
+fn a_destination_that_is_full_or_shut_fails_the_run() {
+    let shelf = Shelf::new();
+    let dumps = shelf.world.path("dumps");
+    std::fs::create_dir(&dumps).unwrap();
+    let mount = format!("mount -t tmpfs -o size=256k,mode=0755 tmpfs {}", dumps.display());
+    let daemon = shelf.start_after(&mount, "");
+    // Random, so that it does not shrink.
+    fill(&daemon, 1);
+    shelf.world.sql(
+        "INSERT INTO audit_publications SELECT string_agg(md5(random()::text), ''), 1, now() \
+         FROM generate_series(1, 40000) n GROUP BY n / 50",
+    );
+    let said = failed(&daemon, "backup");
+    assert!(said.contains("No space left") && said.contains(&*dumps.to_string_lossy()), "{said}");
+    assert!(list(&daemon).is_empty());
+    let root = format!("/proc/{}/root{}/dumps", daemon.pid(), dumps.display());
+    assert!(files(Path::new(&root)).is_empty(), "{:?}", files(Path::new(&root)));
+    assert_eq!(daemon.ok("system.health", json!({}))["status"], "degraded");
+    daemon.ok("profile.get", json!({ "user_id": "u0" }));
+    daemon.stop();
+    let mount = format!("mount -t tmpfs -o ro tmpfs {}", dumps.display());
+    let daemon = shelf.start_after(&mount, "");
+    let said = failed(&daemon, "backup");
+    assert!(said.contains("Read-only"), "{said}");
+    daemon.stop();
+    let daemon = shelf.start("");
+    done(&daemon, "backup");
+    assert_eq!(daemon.ok("system.health", json!({}))["status"], "ok");
+}
+
+#[test]
+fn nobody_sees_a_password() {
+    let world = World::new();
+    let role = format!("dumper_{}", std::process::id());
+    sql(
+        &world.owner_url,
+        &format!("CREATE ROLE {role} LOGIN PASSWORD 'geheim:4711' IN ROLE pg_read_all_data"),
+    );
+    let url = world.owner_url.replace("postgres@", &format!("{role}:geheim%3A4711@"));
+    assert_ne!(url, world.owner_url);
+    let shelf = Shelf::of(world);
+    std::fs::write(shelf.world.path("owner-url"), url).unwrap();
+    let daemon = shelf.start("");
+    fill(&daemon, 1);
+    let held = Held::back(&shelf.world, "user_profiles");
+    let run = begin(&daemon);
+    let process = PathBuf::from(format!("/proc/{}", child(&daemon)));
+    let read = |name: &str| String::from_utf8_lossy(&std::fs::read(process.join(name)).unwrap()).into_owned();
+    let (arguments, environment) = (read("cmdline"), read("environ"));
+    assert!(environment.contains("PGPASSFILE=/proc/self/fd/0") && arguments.contains("--snapshot="));
+    assert!(!arguments.contains("geheim") && !environment.contains("geheim"), "{arguments} {environment}");
+    assert!(!environment.contains("SIDEKEEP") && !environment.contains("AWS_"), "{environment}");
+    // The file is in memory alone, and its owner's.
+    assert!(std::fs::read_link(process.join("fd/0")).unwrap().to_string_lossy().starts_with("/memfd:"));
+    let passfile = std::fs::metadata(process.join("fd/0")).unwrap();
+    assert_eq!(passfile.permissions().mode() & 0o777, 0o600);
+    assert_eq!(read("fd/0"), "*:*:*:*:geheim\\:4711\n");
+    drop(held);
+    let run = ended(&daemon, &run);
+    assert_eq!(run["state"], "ok", "{run}");
+    assert!(!daemon.log().contains("geheim"));
+    sql(&shelf.world.owner_url, &format!("DROP ROLE {role}"));
+}
+
+#[test]
+fn of_four_daemons_one_dumps_at_each_due_time() {
+    let shelf = Shelf::new();
+    let every = "[jobs.backup]\nschedule = \"*/4 * * * * *\"\n";
+    let daemons: Vec<_> = (0..4).map(|_| shelf.world.spawn(&format!("{}{every}", shelf.config))).collect();
+    daemons.iter().for_each(Daemon::wait_ready);
+    let ok = "SELECT count(*) FROM job_runs WHERE name = 'backup' AND state = 'ok'";
+    wait_for("three dumps", || (shelf.world.sql(ok).parse::<u64>().unwrap() >= 3).then_some(()));
+    for daemon in daemons {
+        daemon.stop();
+    }
+    let wrong = "SELECT count(*) FROM job_runs WHERE name = 'backup' AND state = 'failed'";
+    assert_eq!(shelf.world.sql(wrong), "0");
+    let daemon = shelf.start("");
+    assert_eq!(shelf.world.sql(ok).parse::<usize>().unwrap(), list(&daemon).len());
+}
+
+#[test]
+fn dumps_rotate_once_a_newer_one_is_proved() {
+    let shelf = Shelf::new();
+    let daemon = shelf.start("backup.keep = { daily = 1, weekly = 0, monthly = 0 }\n");
+    fill(&daemon, 1);
+    for kept in 1..=3 {
+        assert_eq!(done(&daemon, "backup")["kept"], kept, "none is proved");
+    }
+    let oldest = list(&daemon).pop().unwrap()["name"].as_str().unwrap().to_owned();
+    done(&daemon, "drill");
+    let counts = done(&daemon, "backup");
+    assert_eq!(
+        (&counts["kept"], &counts["pruned"]),
+        (&json!(2), &json!(2)),
+        "the proved one stays, and what is newer"
+    );
+    assert!(!shelf.dumps().join(oldest).exists());
+    let page = daemon.ok("backup.list", json!({ "limit": 1 }));
+    let next = daemon.ok("backup.list", json!({ "limit": 1, "cursor": page["next_cursor"] }));
+    assert_eq!((&page["items"][0]["proved_at"], &next["next_cursor"]), (&Value::Null, &Value::Null));
+    assert!(next["items"][0]["proved_at"].is_string());
+
+    let erased = daemon.ok("subject.erase", json!({ "user_id": "u0", "reason": "request" }));
+    let day = |text: &Value| {
+        let query = format!("SELECT (date '{}' - (now() AT TIME ZONE 'UTC')::date)", text.as_str().unwrap());
+        shelf.world.sql(&query).parse::<i64>().unwrap()
+    };
+    assert_eq!(day(&erased["body"]["backups_gone_after"]), 9, "{erased}");
+    assert_eq!(erased["body"]["physical_copies_gone_after"], "unknown");
+    daemon.stop();
+    // Another daemon, which makes no dumps itself, says the same, and what is declared to it.
+    let daemon = shelf.world.start_with("backup.physical_retention = \"30d\"\n");
+    fill(&daemon, 1);
+    let erased = daemon.ok("subject.erase", json!({ "user_id": "u0", "reason": "request" }));
+    assert_eq!(day(&erased["body"]["backups_gone_after"]), 9);
+    assert_eq!(day(&erased["body"]["physical_copies_gone_after"]), 30);
+}
