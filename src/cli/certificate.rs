@@ -9,9 +9,9 @@ use serde_json::Value;
 use super::exit::{Code, coded};
 use super::subject::user_id;
 use super::{Global, output};
+use crate::audit::document;
 use crate::audit::note::VerifierKey;
 use crate::subjects::certificate::{Body, FORMAT, Salt};
-use crate::subjects::document;
 use crate::values::UserId;
 
 /// Check the certificate of an erasure

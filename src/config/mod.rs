@@ -17,7 +17,7 @@ pub use problem::{ConfigError, Origin, Problem};
 pub use recipient::Recipient;
 pub use rules::is_safe;
 pub use secret::{SecretError, secret};
-pub use url::{DatabaseUrlError, database_url, migrate_url};
+pub use url::{DatabaseUrlError, database_url, direct_url, drill_url, migrate_url};
 pub use values::{DeploymentName, FileMode, Period, SecretFile, Size};
 
 mod check;

@@ -217,6 +217,26 @@ pub fn migrate_url(config: &Config) -> Result<Zeroizing<String>, DatabaseUrlErro
     }
 }
 
+/// The URL that dumps are taken by: what `database.direct_url_file` holds, else that of the owner of the tables.
+///
+/// # Errors
+/// Says which key is at fault, and never what the URL is.
+pub fn direct_url(config: &Config) -> Result<Zeroizing<String>, DatabaseUrlError> {
+    match &config.database.direct_url_file {
+        Some(file) => from_file("database.direct_url_file", file, config.database.tls),
+        None => migrate_url(config),
+    }
+}
+
+/// The URL of the server on which a drill makes a database, where one is named.
+///
+/// # Errors
+/// Says which key is at fault, and never what the URL is.
+pub fn drill_url(config: &Config) -> Result<Option<Zeroizing<String>>, DatabaseUrlError> {
+    let file = config.backup.drill_url.as_ref();
+    file.map(|file| from_file("backup.drill_url", file, config.database.tls)).transpose()
+}
+
 fn from_file(key: &'static str, file: &SecretFile, tls: Tls) -> Result<Zeroizing<String>, DatabaseUrlError> {
     let url = secret(file).map_err(|source| DatabaseUrlError::Secret { key, source })?;
     Parsed::read(&url).and_then(|parsed| parsed.with(tls)).map_err(|message| DatabaseUrlError::Wrong {

@@ -193,6 +193,44 @@ impl Objects {
         Ok(found)
     }
 
+    /// The names of the folders in a folder, in order, also of those in which there is no finished object.
+    ///
+    /// # Errors
+    /// Where there are over [`LISTED`].
+    pub async fn folders(&self, folder: &str) -> Result<Vec<String>, Trouble> {
+        let listed = self.store.list_with_delimiter(Some(&self.path(folder))).await;
+        let listed = match listed.map_err(trouble) {
+            Err(Trouble::Absent) => return Ok(Vec::new()),
+            listed => listed?,
+        };
+        if listed.common_prefixes.len() > LISTED {
+            return Err(Trouble::Away(format!("has over {LISTED} folders under {folder:?}")));
+        }
+        let last = |path: &Path| path.parts().last().map(|part| part.as_ref().to_owned());
+        let mut names: Vec<_> = listed.common_prefixes.iter().filter_map(last).collect();
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// Removes a folder with all that is in it, also what an upload that was killed has left in a directory.
+    ///
+    /// # Errors
+    /// Where the store refuses.
+    pub async fn clear(&self, folder: &str) -> Result<(), Trouble> {
+        for found in self.list(folder).await? {
+            self.delete(&found.name).await?;
+        }
+        let Some(directory) = &self.directory else { return Ok(()) };
+        let directory = directory.join(folder);
+        let cleared = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(directory)).await;
+        match cleared.map_err(|error| Trouble::Away(error.to_string()))? {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Trouble::Away(format!("{}: {error}", self.url)))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Removes an object; one that is not there is no error.
     ///
     /// # Errors

@@ -20,7 +20,7 @@ use super::watch::SERVER_RUN;
 use crate::config::{Database, Tls};
 
 /// Where Debian keeps the certificates of public authorities.
-const SYSTEM_CA_FILE: &str = "/etc/ssl/certs/ca-certificates.crt";
+pub(super) const SYSTEM_CA_FILE: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 /// Why there is no connection. Never holds a password.
 #[derive(Debug, thiserror::Error)]
@@ -160,13 +160,23 @@ impl Target {
     /// # Errors
     /// As [`Target::connect`].
     pub(super) async fn connect_alone(&self) -> Result<Dedicated, ConnectError> {
+        Ok(self.connect_pinned().await?.0)
+    }
+
+    /// As [`Target::connect_alone`]; answers the host, too.
+    ///
+    /// # Errors
+    /// As [`Target::connect`].
+    pub(super) async fn connect_pinned(
+        &self,
+    ) -> Result<(Dedicated, &tokio_postgres::Config), ConnectError> {
         let first = self.good.load(Ordering::Relaxed);
         let mut failure = ConnectError::Url("names no host".into());
         for (index, host) in self.hosts.iter().enumerate().cycle().skip(first).take(self.hosts.len()) {
             match tokio::time::timeout(self.timeout, self.connect_alone_to(host)).await {
                 Ok(Ok(connection)) => {
                     self.good.store(index, Ordering::Relaxed);
-                    return Ok(connection);
+                    return Ok((connection, host));
                 }
                 Ok(Err(error)) => failure = error,
                 Err(_) => failure = ConnectError::Timeout(self.timeout),

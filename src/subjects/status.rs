@@ -6,8 +6,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::certificate::{Body, Counts};
-use super::document::Signed;
 use super::erase::count;
+use crate::audit::document::Signed;
 use crate::audit::{By, SUBJECT};
 use crate::error::{Error, Result};
 use crate::keyring::Person;

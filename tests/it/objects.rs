@@ -138,3 +138,23 @@ fn a_store_that_cannot_be_used_says_why_and_hides_nothing() {
         });
     }
 }
+
+#[test]
+fn a_folder_goes_with_what_was_never_finished() {
+    on_each(async |store, objects| {
+        assert!(objects.folders("dumps").await.unwrap().is_empty());
+        objects.create("dumps/one/manifest.json", bytes("{}")).await.unwrap();
+        let mut killed = objects.upload("dumps/two/dump").await.unwrap();
+        killed.write(Bytes::from(vec![7; 20 << 20])).await.unwrap();
+        assert!(objects.list("dumps/two").await.unwrap().is_empty());
+        drop(killed);
+        if store.url.starts_with("file:") {
+            assert_eq!(objects.folders("dumps").await.unwrap(), ["one", "two"]);
+            // What a killed process leaves is the file, which nobody takes away when it is dropped.
+            std::fs::write(store.files.as_ref().unwrap().join("dumps/two/dump#9"), b"left").unwrap();
+        }
+        objects.clear("dumps/two").await.unwrap();
+        objects.clear("dumps/two").await.unwrap();
+        assert_eq!(objects.folders("dumps").await.unwrap(), ["one"]);
+    });
+}
