@@ -66,10 +66,13 @@ pub async fn about(pinned: &Pinned, deadline: &Deadline) -> Result<About> {
     let row = one(pinned, ABOUT, deadline).await?;
     let number: i32 = get(&row, "number")?;
     if !get::<bool>(&row, "ours")? {
-        return Err(Error::conflict("the database to dump has no schema sidekeep; is its URL the right one?"));
+        return Err(Error::conflict(
+            "the database to dump has no schema sidekeep; is its URL the right one?",
+        ));
     }
     if let Some(row) = pinned.rows(UNREADABLE, deadline).await?.first() {
-        let (role, table): (String, String) = (get(&one(pinned, ABOUT, deadline).await?, "role")?, first(row)?);
+        let (role, table): (String, String) =
+            (get(&one(pinned, ABOUT, deadline).await?, "role")?, first(row)?);
         return Err(Error::conflict(format!(
             "the role {role} may not read {table}: name the URL of one that may read every table, as their owner may, \
              in database.direct_url_file"

@@ -55,9 +55,9 @@ impl Jobs {
     pub async fn list(&self, deadline: &Deadline) -> Result<Vec<Listed>> {
         let names: Vec<_> = JOBS.iter().map(|job| job.name).collect();
         let look = claim::look(self.store(), &names, deadline).await?;
-        let config = &self.app.config.jobs;
+        let config = &self.app.config;
         let listed = JOBS.iter().map(|job| {
-            let settings = (job.settings)(config);
+            let settings = (job.settings)(&config.jobs);
             let enabled = job.is_enabled(config);
             let now = look.status(job.name).map(|status| status.now);
             let next = now.filter(|_| enabled).and_then(|now| Schedule::of(settings).next(now));

@@ -3,6 +3,7 @@
 //! Across all daemons on a database a due time runs once, because the claim is the run: a row in `job_runs`. PostgreSQL's
 //! clock says what is due. What a job does is in the modules below; nothing here begins a transaction of their tables.
 
+mod archive;
 mod asked;
 mod claim;
 mod history;
@@ -44,6 +45,8 @@ pub struct Job {
     pub name: &'static str,
     /// When it is due.
     pub settings: fn(&config::Jobs) -> &config::Job,
+    /// The key of the configuration that has to be set before it can do anything; until then it is off.
+    lacks: fn(&config::Config) -> Option<&'static str>,
     /// How long a run may take.
     limit: Duration,
     /// Whether it can count without changing anything.
@@ -54,10 +57,20 @@ pub struct Job {
 }
 
 /// Every job of this daemon.
-pub static JOBS: [Job; 3] = [
+pub static JOBS: [Job; 4] = [
+    Job {
+        name: archive::NAME,
+        settings: |jobs| &jobs.archive,
+        lacks: archive::lacks,
+        limit: Duration::from_secs(24 * 3600),
+        has_dry_run: true,
+        pruned: false,
+        work: |app, deadline, dry_run| Box::pin(archive::run(app, deadline, dry_run)),
+    },
     Job {
         name: "checkpoint",
         settings: |jobs| &jobs.checkpoint,
+        lacks: |_| None,
         limit: Duration::from_secs(60),
         has_dry_run: false,
         pruned: true,
@@ -73,6 +86,7 @@ pub static JOBS: [Job; 3] = [
     Job {
         name: "partitions",
         settings: |jobs| &jobs.partitions,
+        lacks: |_| None,
         limit: Duration::from_secs(60),
         has_dry_run: true,
         pruned: false,
@@ -90,6 +104,7 @@ pub static JOBS: [Job; 3] = [
     Job {
         name: "verify",
         settings: |jobs| &jobs.verify,
+        lacks: |_| None,
         limit: Duration::from_secs(6 * 3600),
         has_dry_run: false,
         pruned: true,
@@ -119,7 +134,20 @@ impl Job {
     }
 
     /// Whether this daemon runs it when it is due.
-    pub fn is_enabled(&self, jobs: &config::Jobs) -> bool {
-        jobs.enabled && (self.settings)(jobs).enabled
+    pub fn is_enabled(&self, config: &config::Config) -> bool {
+        config.jobs.enabled && (self.settings)(&config.jobs).enabled && (self.lacks)(config).is_none()
+    }
+
+    /// Refuses a job that is off for want of a key of the configuration.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`], naming the key.
+    fn can_run(&self, config: &config::Config) -> Result<()> {
+        (self.lacks)(config).map_or(Ok(()), |key| {
+            Err(Error::conflict(format!(
+                "the job {} is off: {key} is not set in the configuration",
+                self.name
+            )))
+        })
     }
 }

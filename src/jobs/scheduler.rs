@@ -113,7 +113,7 @@ impl Jobs {
     ///
     /// # Errors
     /// [`Error::Invalid`] for a job that there is not, or that has no dry run; [`Error::Conflict`] when it is running all the
-    /// while.
+    /// while, or is off for want of a key of the configuration.
     pub async fn run_now(
         self: &Arc<Self>,
         name: &str,
@@ -122,6 +122,7 @@ impl Jobs {
         deadline: &Deadline,
     ) -> Result<JobRun> {
         let job = Job::find(name)?;
+        job.can_run(&self.app.config)?;
         if dry_run && !job.has_dry_run {
             return Err(Error::invalid("dry_run", format!("must be false: the job {name} has no dry run")));
         }
@@ -178,11 +179,11 @@ impl Jobs {
 
     /// Whether a job that this daemon runs should have succeeded again by now: another time was due since, and passed too.
     pub fn is_overdue(&self, job: &Job) -> bool {
-        let config = &self.app.config.jobs;
+        let config = &self.app.config;
         let now = clock::now().utc();
         let since = self.succeeded(job.name).map_or_else(|| self.app.started.elapsed(), |last| last.age());
         let since = TimeDelta::from_std(since).ok().and_then(|age| now.checked_sub_signed(age));
-        let schedule = Schedule::of((job.settings)(config));
+        let schedule = Schedule::of((job.settings)(&config.jobs));
         let second = since.and_then(|since| schedule.next(since)).and_then(|first| schedule.next(first));
         job.is_enabled(config) && second.is_some_and(|second| second < now)
     }
@@ -255,11 +256,11 @@ impl Jobs {
         let look = claim::look(self.store(), &names, &self.patience()).await?;
         let looked = Instant::now();
         self.note(&look);
-        let config = &self.app.config.jobs;
+        let config = &self.app.config;
         let mut wait = LOOK;
         for job in JOBS.iter().filter(|job| job.is_enabled(config)) {
             let Some(status) = look.status(job.name) else { continue };
-            let schedule = Schedule::of((job.settings)(config));
+            let schedule = Schedule::of((job.settings)(&config.jobs));
             let next = schedule.next(status.now).and_then(|next| (next - status.now).to_std().ok());
             wait = next.map_or(wait, |next| next.min(wait));
             if look.running(job.name).is_some() {

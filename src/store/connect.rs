@@ -167,9 +167,7 @@ impl Target {
     ///
     /// # Errors
     /// As [`Target::connect`].
-    pub(super) async fn connect_pinned(
-        &self,
-    ) -> Result<(Dedicated, &tokio_postgres::Config), ConnectError> {
+    pub(super) async fn connect_pinned(&self) -> Result<(Dedicated, &tokio_postgres::Config), ConnectError> {
         let first = self.good.load(Ordering::Relaxed);
         let mut failure = ConnectError::Url("names no host".into());
         for (index, host) in self.hosts.iter().enumerate().cycle().skip(first).take(self.hosts.len()) {

@@ -127,8 +127,7 @@ mod tests {
     #[test]
     fn a_password_is_in_the_file_alone() {
         let url = "postgresql://owner:a%3Ab%5Cc@db.example.org:5433/records?hostaddr=192.0.2.1";
-        let libpq =
-            Libpq::new(&url.parse().unwrap(), Path::new("/etc/ca.pem"), Duration::from_secs(5));
+        let libpq = Libpq::new(&url.parse().unwrap(), Path::new("/etc/ca.pem"), Duration::from_secs(5));
         let mut text = String::new();
         let mut file = libpq.passfile().unwrap();
         file.rewind().unwrap();
@@ -137,8 +136,14 @@ mod tests {
         let mut command = std::process::Command::new("pg_dump");
         libpq.tell(&mut command).unwrap();
         let told = format!("{command:?}");
-        for there in ["PGHOST=\"db.example.org\"", "PGHOSTADDR=\"192.0.2.1\"", "PGPORT=\"5433\"", "PGDATABASE=\"records\"", "verify-full", "/etc/ca.pem"]
-        {
+        for there in [
+            "PGHOST=\"db.example.org\"",
+            "PGHOSTADDR=\"192.0.2.1\"",
+            "PGPORT=\"5433\"",
+            "PGDATABASE=\"records\"",
+            "verify-full",
+            "/etc/ca.pem",
+        ] {
             assert!(told.contains(there), "{there}: {told}");
         }
         assert!(!told.contains("a:b"), "{told}");

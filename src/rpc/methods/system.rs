@@ -319,7 +319,7 @@ fn jobs(call: &Call) -> Check {
     let ended = call.calls.jobs().ended();
     let failed: Vec<_> = JOBS
         .iter()
-        .filter(|job| job.is_enabled(&call.app.config.jobs))
+        .filter(|job| job.is_enabled(&call.app.config))
         .filter(|job| ended.get(job.name).is_some_and(|last| last.run.state == RunState::Failed))
         .map(|job| job.name)
         .collect();
@@ -355,7 +355,7 @@ fn job_reports(call: &Call) -> BTreeMap<&'static str, JobReport> {
     let report = |job: &Job| {
         let last = ended.remove(job.name);
         let report = JobReport {
-            enabled: job.is_enabled(&call.app.config.jobs),
+            enabled: job.is_enabled(&call.app.config),
             age_seconds: last.as_ref().map(|last| last.age().as_secs()),
             last_run: last.map(|last| last.run),
         };
