@@ -4,8 +4,8 @@ use aws_lc_rs::hmac;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
+use sidekeep::audit::document;
 use sidekeep::audit::merkle::Hash;
-use sidekeep::subjects::document;
 use sidekeep::subjects::selector::{Erasure, TABLES};
 use sidekeep::values::jcs;
 
