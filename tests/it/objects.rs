@@ -96,9 +96,11 @@ fn a_list_has_every_object_in_order_from_where_it_is_asked_to_begin() {
         let all = objects.list("many/").await.unwrap();
         assert_eq!(all.len(), 1100);
         assert!(all.is_sorted_by(|a, b| a.name < b.name));
-        let after = objects.list_after("many/", "many/01097.json").await.unwrap();
+        let after = objects.list_after("many/", "many/01097.json", 9).await.unwrap();
         let after: Vec<_> = after.iter().map(|found| found.name.as_str()).collect();
         assert_eq!(after, ["many/01098.json", "many/01099.json"]);
+        let first = objects.list_after("many/", "many/00010.json", 1).await.unwrap();
+        assert_eq!(first[0].name, "many/00011.json");
     });
 }
 
