@@ -316,7 +316,7 @@ fn open_records(
 ) -> Result<Records, OpenError> {
     let keyring = Arc::new(Keyring::new(config.deployment.name.as_str(), read_keks(config)?));
     let store = Arc::new(Store::new(&config.database, &config::database_url(config)?, tracker.clone())?);
-    let log = Arc::new(Log::start(store.clone(), keyring.clone(), read_signers(config)?, &config.audit, end));
+    let log = Arc::new(Log::start(store.clone(), keyring.clone(), read_signers(config)?, config, end));
     Ok(Records::new(store, keyring, log, config.limits.clone()))
 }
 
@@ -330,7 +330,7 @@ pub async fn open_log(
     end: &CancellationToken,
 ) -> Result<Arc<Log>, OpenError> {
     let (store, keyring) = open_keyed(config, tracker, end).await?;
-    Ok(Arc::new(Log::reader(store, keyring, read_signers(config)?, &config.audit)))
+    Ok(Arc::new(Log::reader(store, keyring, read_signers(config)?, config)))
 }
 
 /// Opens the log to append what sidekeep itself has to say, without a daemon. Its writer ends with `end`.
@@ -344,7 +344,8 @@ pub async fn open_writer(
 ) -> Result<Log, OpenError> {
     let (store, keyring) = open_keyed(config, tracker, end).await?;
     let audit = config::Audit { streams: 1, on_gap: OnGap::Refuse, ..config.audit.clone() };
-    Ok(Log::start(store, keyring, read_signers(config)?, &audit, end))
+    let config = Config { audit, ..config.clone() };
+    Ok(Log::start(store, keyring, read_signers(&config)?, &config, end))
 }
 
 async fn open_keyed(
@@ -376,7 +377,7 @@ pub async fn open_alone(
         return Err(OpenError::Schema(advice));
     }
     keyring.check(&store, &deadline, Listed::No).await?;
-    let log = Log::reader(store.clone(), keyring.clone(), read_signers(config)?, &config.audit);
+    let log = Log::reader(store.clone(), keyring.clone(), read_signers(config)?, config);
     let log = Arc::new(log);
     Ok(Records::new(store, keyring, log, config.limits.clone()))
 }
@@ -399,8 +400,9 @@ pub async fn open_at(
     let deadline = Deadline::after(config.limits.call_timeout.duration(), end.clone());
     keyring.check(&store, &deadline, Listed::No).await?;
     let audit = config::Audit { streams: 1, on_gap: OnGap::Refuse, ..config.audit.clone() };
-    let log = Arc::new(Log::start(store.clone(), keyring.clone(), read_signers(config)?, &audit, end));
-    Ok(Records::new(store, keyring, log, config.limits.clone()))
+    let config = Config { audit, ..config.clone() };
+    let log = Arc::new(Log::start(store.clone(), keyring.clone(), read_signers(&config)?, &config, end));
+    Ok(Records::new(store, keyring, log, config.limits))
 }
 
 /// The keys of the configuration alone, of which it is not known whether they are a database's.

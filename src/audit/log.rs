@@ -18,7 +18,7 @@ use super::queue::{Queue, Receipt};
 use super::stream::Sealed;
 use super::writer::Writer;
 use super::{months, staged};
-use crate::config::Audit;
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::keyring::{Keyring, Person, SigningKey, Subject};
 use crate::store::{Connection, Deadline, Store};
@@ -51,12 +51,13 @@ impl Log {
         store: Arc<Store>,
         keyring: Arc<Keyring>,
         signers: Vec<SigningKey>,
-        audit: &Audit,
+        config: &Config,
         end: &CancellationToken,
     ) -> Self {
+        let audit = &config.audit;
         let (queue, receivers) = Queue::new(audit.streams, audit.max_wait.duration());
         let doing = Arc::new(Doing::default());
-        let log = Self::with(store, keyring, (signers.into(), audit), (queue, doing.clone()));
+        let log = Self::with(store, keyring, (signers.into(), config), (queue, doing.clone()));
         for requests in receivers {
             let idempotency = audit.idempotency.duration();
             let writer =
@@ -68,27 +69,32 @@ impl Log {
     }
 
     /// The log for reading alone, by a process that appends nothing.
-    pub fn reader(store: Arc<Store>, keyring: Arc<Keyring>, signers: Vec<SigningKey>, audit: &Audit) -> Self {
+    pub fn reader(
+        store: Arc<Store>,
+        keyring: Arc<Keyring>,
+        signers: Vec<SigningKey>,
+        config: &Config,
+    ) -> Self {
         let (queue, _) = Queue::new(1, Duration::ZERO);
-        Self::with(store, keyring, (signers.into(), audit), (queue, Arc::default()))
+        Self::with(store, keyring, (signers.into(), config), (queue, Arc::default()))
     }
 
     /// The same log as it stands in another database, for reading alone; what was published of it does not count there.
     pub fn elsewhere(&self, store: Arc<Store>) -> Self {
         let (queue, _) = Queue::new(1, Duration::ZERO);
-        let (signers, audit) = (self.signers.clone(), Audit::default());
-        Self::with(store, self.keyring.clone(), (signers, &audit), (queue, Arc::default()))
+        let (signers, config) = (self.signers.clone(), Config::default());
+        Self::with(store, self.keyring.clone(), (signers, &config), (queue, Arc::default()))
     }
 
     fn with(
         store: Arc<Store>,
         keyring: Arc<Keyring>,
-        (signers, audit): (Arc<[SigningKey]>, &Audit),
+        (signers, config): (Arc<[SigningKey]>, &Config),
         (queue, doing): (Queue, Arc<Doing>),
     ) -> Self {
         let key = |key: &SigningKey| VerifierKey::new(keyring.deployment(), key.public());
         let keys = signers.iter().map(key).collect();
-        let publication = Arc::new(Publication::new(store.clone(), keyring.clone(), keys, audit));
+        let publication = Arc::new(Publication::new(store.clone(), keyring.clone(), keys, config));
         let (verified, to_verify) = (AtomicU64::new(0), AtomicU64::new(0));
         Self { store, keyring, signers, verified, to_verify, publication, queue, doing }
     }

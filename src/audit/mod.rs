@@ -1,6 +1,7 @@
 //! The audit log: streams of entries that only their leaseholders append to, and the proof over them.
 
 pub mod accesses;
+pub mod archive;
 mod batch;
 mod by;
 mod columns;

@@ -41,6 +41,7 @@ use section::{BLOCK, LEVEL};
 use state::State;
 
 pub use findings::Break;
+pub(in crate::audit) use rows::{entry as read_entry, query as entries_query};
 
 /// How long what was staged before is waited for.
 const SETTLE: Duration = Duration::from_secs(5);

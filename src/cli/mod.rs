@@ -33,6 +33,7 @@ mod socket;
 mod status;
 mod subject;
 mod verify;
+mod verify_archive;
 
 /// Keeps the records that privacy and security law asks for, beside an application.
 #[derive(Debug, Parser)]

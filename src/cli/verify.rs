@@ -12,13 +12,13 @@ use tokio_util::task::TaskTracker;
 
 use super::exit::{Code, coded};
 use super::serve::runtime;
-use super::{Global, output};
+use super::{Global, output, verify_archive};
 use crate::app;
 use crate::audit::Log;
 use crate::audit::merkle::{Hash, root_by_inclusion};
 use crate::audit::note::{self, VerifierKey};
 use crate::audit::verify::{Range, Report, Scope};
-use crate::config;
+use crate::config::{self, Destination};
 use crate::records::consent;
 use crate::store::Deadline;
 
@@ -32,6 +32,11 @@ const PATIENCE: Duration = Duration::from_secs(7 * 24 * 3600);
 ///
 /// With --proof it needs neither database nor configuration: FILE holds what `audit.prove` answered, and --key what
 /// `sidekeep signing public-key` printed.
+///
+/// With --archive it proves what the job `archive` has written, from the objects alone: each manifest's signature, each object,
+/// each leaf, root, proof and note, and that a stream's months follow one another. How a store is reached say AWS_* and GOOGLE_*
+/// variables, or [s3] and [gs] of --config. A month is plain JSON lines: `zstd -dc stream-0-*.jsonl.zst | jq -c .action`, or in
+/// DuckDB `SELECT action, count(*) FROM read_json('stream-*.jsonl.zst') GROUP BY action`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Everything from the beginning, and not only what the daemon has not verified yet and a part of the rest
@@ -41,15 +46,27 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE", requires = "key")]
     proof: Option<PathBuf>,
     /// The public keys that may have signed, one a line
-    #[arg(long, value_name = "FILE", requires = "proof")]
+    #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
+    /// An archive, as in file:///srv/archive, s3://bucket/prefix or gs://bucket/prefix; several are verified as one
+    #[arg(long, value_name = "URL", conflicts_with_all = ["full", "proof"])]
+    archive: Vec<Destination>,
 }
 
 pub(super) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
     match (args.proof, args.key) {
+        (None, key) if !args.archive.is_empty() => verify_archive::run(&args.archive, key.as_deref(), global),
         (Some(proof), Some(key)) => verify_proof(&proof, &key, global),
+        (None, Some(_)) => Err(coded(Code::Usage, "--key goes with --proof or --archive")),
         _ => verify_log(args.full, global),
     }
+}
+
+/// The public keys in a file.
+pub(super) fn keys(file: &Path) -> anyhow::Result<Vec<VerifierKey>> {
+    let keys: Vec<VerifierKey> = read(file)?.lines().filter_map(VerifierKey::decode).collect();
+    let none = || format!("{}: holds no public key of `sidekeep signing public-key`", file.display());
+    if keys.is_empty() { Err(coded(Code::Usage, none())) } else { Ok(keys) }
 }
 
 /// What of a proof is needed.
@@ -84,13 +101,7 @@ fn verify_proof(proof: &Path, key: &Path, global: &Global) -> anyhow::Result<()>
     let proof = read(proof)?;
     let proof: Proof = serde_json::from_str(&proof)
         .map_err(|error| coded(Code::Usage, format!("the proof is not what audit.prove answers: {error}")))?;
-    let keys: Vec<VerifierKey> = read(key)?.lines().filter_map(VerifierKey::decode).collect();
-    if keys.is_empty() {
-        return Err(coded(
-            Code::Usage,
-            format!("{}: holds no public key of `sidekeep signing public-key`", key.display()),
-        ));
-    }
+    let keys = keys(key)?;
     check_proof(&proof, &keys)?;
     if global.json {
         return Ok(output::line(r#"{"verdict":"intact"}"#)?);

@@ -9,7 +9,7 @@ use std::path::Path;
 pub use keeping::is_safe;
 
 use super::url::Parsed;
-use super::{AccessRule, Config, Destination, NameOrId, Period, SecretFile, Size};
+use super::{AccessRule, Config, NameOrId, Period, SecretFile, Size};
 
 /// The longest path that `sockaddr_un` holds, without its NUL.
 const SOCKET_PATH_BYTES: usize = 107;
@@ -284,9 +284,6 @@ impl Rules<'_> {
 
     fn audit(&mut self) {
         let audit = &self.config.audit;
-        if matches!(audit.publish, Some(Destination::S3(_) | Destination::Gs(_))) {
-            self.refuse("audit.publish", "must be a directory, as in \"file:///srv/sidekeep/checkpoints\"");
-        }
         let Some(program) = audit.publish_command.first() else { return };
         if let Some(message) = path_fault(Path::new(program)) {
             self.refuse("audit.publish_command[0]", message);

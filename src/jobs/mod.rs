@@ -3,6 +3,7 @@
 //! Across all daemons on a database a due time runs once, because the claim is the run: a row in `job_runs`. PostgreSQL's
 //! clock says what is due. What a job does is in the modules below; nothing here begins a transaction of their tables.
 
+mod archive;
 mod asked;
 mod backup;
 mod claim;
@@ -59,7 +60,16 @@ pub struct Job {
 }
 
 /// Every job of this daemon.
-pub static JOBS: [Job; 6] = [
+pub static JOBS: [Job; 7] = [
+    Job {
+        name: archive::NAME,
+        settings: |jobs| &jobs.archive,
+        lacks: archive::lacks,
+        limit: Duration::from_secs(24 * 3600),
+        has_dry_run: true,
+        pruned: false,
+        work: |app, deadline, dry_run| Box::pin(archive::run(app, deadline, dry_run)),
+    },
     Job {
         name: backup::NAME,
         settings: |jobs| &jobs.backup,

@@ -160,27 +160,36 @@ impl Objects {
     /// # Errors
     /// Where there are over [`LISTED`].
     pub async fn list(&self, prefix: &str) -> Result<Vec<Found>, Trouble> {
-        self.found(prefix, self.store.list(Some(&self.path(prefix)))).await
+        let found = self.found(self.store.list(Some(&self.path(prefix))), LISTED.saturating_add(1)).await?;
+        if found.len() > LISTED {
+            return Err(Trouble::Away(format!("has over {LISTED} objects under {prefix:?}")));
+        }
+        Ok(found)
     }
 
-    /// As [`Objects::list`], those alone that come after this name: what is before it is not asked for.
+    /// As [`Objects::list`], the first of those that come after this name, `most` of them: a store is not asked for others.
     ///
     /// # Errors
-    /// As [`Objects::list`].
-    pub async fn list_after(&self, prefix: &str, name: &str) -> Result<Vec<Found>, Trouble> {
-        self.found(prefix, self.store.list_with_offset(Some(&self.path(prefix)), &self.path(name))).await
+    /// Where the store refuses.
+    pub async fn list_after(&self, prefix: &str, name: &str, most: usize) -> Result<Vec<Found>, Trouble> {
+        let listed = self.store.list_with_offset(Some(&self.path(prefix)), &self.path(name));
+        // A directory is in no order before it was read.
+        let enough = if self.directory.is_some() { LISTED } else { most };
+        let mut found = self.found(listed, enough).await?;
+        found.truncate(most);
+        Ok(found)
     }
 
+    /// What is listed, until it is enough.
     async fn found(
         &self,
-        prefix: &str,
         mut listed: BoxStream<'static, object_store::Result<ObjectMeta>>,
+        enough: usize,
     ) -> Result<Vec<Found>, Trouble> {
         let mut found = Vec::new();
-        while let Some(meta) = listed.try_next().await.map_err(trouble)? {
-            if found.len() == LISTED {
-                return Err(Trouble::Away(format!("has over {LISTED} objects under {prefix:?}")));
-            }
+        while found.len() < enough
+            && let Some(meta) = listed.try_next().await.map_err(trouble)?
+        {
             if let Some(parts) = meta.location.prefix_match(&self.prefix) {
                 let name = parts.map(|part| part.as_ref().to_owned()).collect::<Vec<_>>().join("/");
                 // The lock of a directory is no object.

@@ -96,9 +96,11 @@ fn a_list_has_every_object_in_order_from_where_it_is_asked_to_begin() {
         let all = objects.list("many/").await.unwrap();
         assert_eq!(all.len(), 1100);
         assert!(all.is_sorted_by(|a, b| a.name < b.name));
-        let after = objects.list_after("many/", "many/01097.json").await.unwrap();
+        let after = objects.list_after("many/", "many/01097.json", 9).await.unwrap();
         let after: Vec<_> = after.iter().map(|found| found.name.as_str()).collect();
         assert_eq!(after, ["many/01098.json", "many/01099.json"]);
+        let first = objects.list_after("many/", "many/00010.json", 1).await.unwrap();
+        assert_eq!(first[0].name, "many/00011.json");
     });
 }
 
@@ -137,4 +139,24 @@ fn a_store_that_cannot_be_used_says_why_and_hides_nothing() {
             assert_eq!(objects.get("lost", 9).await, Err(Trouble::Absent));
         });
     }
+}
+
+#[test]
+fn a_folder_goes_with_what_was_never_finished() {
+    on_each(async |store, objects| {
+        assert!(objects.folders("dumps").await.unwrap().is_empty());
+        objects.create("dumps/one/manifest.json", bytes("{}")).await.unwrap();
+        let mut killed = objects.upload("dumps/two/dump").await.unwrap();
+        killed.write(Bytes::from(vec![7; 20 << 20])).await.unwrap();
+        assert!(objects.list("dumps/two").await.unwrap().is_empty());
+        drop(killed);
+        if store.url.starts_with("file:") {
+            assert_eq!(objects.folders("dumps").await.unwrap(), ["one", "two"]);
+            // What a killed process leaves is the file, which nobody takes away when it is dropped.
+            std::fs::write(store.files.as_ref().unwrap().join("dumps/two/dump#9"), b"left").unwrap();
+        }
+        objects.clear("dumps/two").await.unwrap();
+        objects.clear("dumps/two").await.unwrap();
+        assert_eq!(objects.folders("dumps").await.unwrap(), ["one"]);
+    });
 }

@@ -5,6 +5,7 @@
 //! finds: a checkpoint that is signed and not published is published first, one that is published and not recorded as such is
 //! recorded; nothing is published that is not committed.
 
+mod bucket;
 mod command;
 mod compare;
 mod declare;
@@ -30,7 +31,7 @@ use super::stream::Sealed;
 use super::tree::HEADS;
 use super::verify::Break;
 use crate::clock;
-use crate::config::{Audit, OnGap};
+use crate::config::{Config, OnGap};
 use crate::error::{Error, Result};
 use crate::keyring::Keyring;
 use crate::store::{Deadline, Store};
@@ -93,13 +94,13 @@ fn undeclared(gap: &Gap) -> Break {
 
 impl Publication {
     /// What the configuration says, of which nothing is known yet.
-    pub fn new(store: Arc<Store>, keyring: Arc<Keyring>, keys: Vec<VerifierKey>, audit: &Audit) -> Self {
-        let place = Place::of(audit);
+    pub fn new(store: Arc<Store>, keyring: Arc<Keyring>, keys: Vec<VerifierKey>, config: &Config) -> Self {
+        let place = Place::of(config);
         let standing = if place.is_some() { Standing::Unknown } else { Standing::Off };
         Self {
             trust: Trust { origin: origin(keyring.deployment()), keys },
             state: watch::Sender::new(State { standing, ..State::default() }),
-            on_gap: audit.on_gap,
+            on_gap: config.audit.on_gap,
             turn: Mutex::new(()),
             wanted: Notify::new(),
             store,

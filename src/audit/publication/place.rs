@@ -1,12 +1,13 @@
 //! Where objects are kept: each kind can put one that is not there yet, get one, and say which is the newest.
 //!
-//! Another kind (an object store) is one more variant with these three. Knows nothing of what is in an object.
+//! Another kind is one more variant with these three. Knows nothing of what is in an object.
 
 use std::time::Duration;
 
+use super::bucket::Bucket;
 use super::command::Command;
 use super::directory::Directory;
-use crate::config::{Audit, Destination};
+use crate::config::{Config, Destination};
 
 /// How long one access may take: whoever appends waits for the first.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
@@ -18,6 +19,8 @@ pub(super) const LARGEST: u64 = 64 << 20;
 pub(super) enum Place {
     /// Files in a directory.
     Directory(Directory),
+    /// Objects in S3 or in Google Cloud Storage.
+    Bucket(Bucket),
     /// Whatever a program does.
     Command(Command),
 }
@@ -33,13 +36,17 @@ pub(super) enum Trouble {
 
 impl Place {
     /// The destination of the configuration, if there is one.
-    pub(super) fn of(audit: &Audit) -> Option<Self> {
+    pub(super) fn of(config: &Config) -> Option<Self> {
+        let audit = &config.audit;
         match (&audit.publish, audit.publish_command.split_first()) {
             (Some(destination @ Destination::Directory(path)), _) => {
                 Some(Self::Directory(Directory::new(path.clone(), destination.to_string())))
             }
-            (_, Some((program, arguments))) => Some(Self::Command(Command::new(program, arguments))),
-            (_, None) => None,
+            (Some(destination @ (Destination::S3(_) | Destination::Gs(_))), _) => {
+                Some(Self::Bucket(Bucket::new(destination, config)))
+            }
+            (None, Some((program, arguments))) => Some(Self::Command(Command::new(program, arguments))),
+            (None, None) => None,
         }
     }
 
@@ -47,6 +54,7 @@ impl Place {
     pub(super) fn name(&self) -> &str {
         match self {
             Self::Directory(directory) => directory.name(),
+            Self::Bucket(bucket) => bucket.name(),
             Self::Command(command) => command.name(),
         }
     }
@@ -55,6 +63,7 @@ impl Place {
     pub(super) async fn newest(&self) -> Result<Option<u64>, Trouble> {
         match self {
             Self::Directory(directory) => directory.newest().await,
+            Self::Bucket(bucket) => bucket.newest().await,
             Self::Command(command) => command.newest().await,
         }
     }
@@ -63,6 +72,7 @@ impl Place {
     pub(super) async fn get(&self, size: u64) -> Result<Vec<u8>, Trouble> {
         match self {
             Self::Directory(directory) => directory.get(size).await,
+            Self::Bucket(bucket) => bucket.get(size).await,
             Self::Command(command) => command.get(size).await,
         }
     }
@@ -71,6 +81,7 @@ impl Place {
     pub(super) async fn put(&self, size: u64, bytes: Vec<u8>, first: bool) -> Result<(), Trouble> {
         match self {
             Self::Directory(directory) => directory.put(size, bytes, first).await,
+            Self::Bucket(bucket) => bucket.put(size, bytes).await,
             Self::Command(command) => command.put(size, bytes).await,
         }
     }

@@ -132,7 +132,7 @@ impl<'a> Pass<'a> {
         let marks = self.marks(stream, &section).await?;
         let told = Told { tiles: self.tiles_below(&section).await?, marks };
         let connection = self.connection().await?;
-        let query = rows::query(stream, &section);
+        let query = rows::query(stream, (section.from, section.to), "true");
         let mut copied =
             self.deadline.run(connection.copy(&query)).await.map_err(|_| late())?.map_err(away)?;
         let mut entries = Entries::new(stream, self.range, Steps::new(section, told));

@@ -6,7 +6,7 @@ use bytes::{Buf, Bytes};
 use chrono::{DateTime, Utc};
 
 use super::findings::at;
-use super::section::{Section, Steps};
+use super::section::Steps;
 use crate::audit::entry::{DIGEST, Entry, Labels};
 use crate::clock::Timestamp;
 use crate::store::Columns;
@@ -14,13 +14,12 @@ use crate::store::Columns;
 /// Microseconds from the beginning of 1970 to that of 2000, where PostgreSQL begins to count.
 const EPOCH: i64 = 946_684_800_000_000;
 
-/// The rows of a section, in order.
-pub(super) fn query(stream: i32, section: &Section) -> String {
+/// Entries of a stream from one position to another, in order, that this condition holds of.
+pub(in crate::audit) fn query(stream: i32, (from, to): (u64, u64), within: &str) -> String {
     format!(
         "SELECT position, recorded_at, format, id, actor_id, subject_id, action, resource_type, resource_id, outcome, \
          occurred_at, labels, client_sealed, metadata_sealed, leaf_hash FROM sidekeep.audit_logs \
-         WHERE stream = {stream} AND position >= {} AND position < {} ORDER BY position, recorded_at",
-        section.from, section.to
+         WHERE stream = {stream} AND position >= {from} AND position < {to} AND {within} ORDER BY position, recorded_at"
     )
 }
 
@@ -103,6 +102,13 @@ impl Entries {
             self.claims.push(Claim { place: (self.stream, entry.position), id, subject, digest });
         }
     }
+}
+
+/// A whole row as an entry, with the leaf hash beside it; nothing where it is not of its form.
+pub(in crate::audit) fn entry(row: &mut Columns, stream: i32) -> Option<(Entry, Bytes)> {
+    let (position, recorded_at) = begin(row)?;
+    let (entry, stored) = read(row, stream, position, recorded_at)?;
+    Some((entry?, stored))
 }
 
 fn begin(row: &mut Columns) -> Option<(i64, DateTime<Utc>)> {

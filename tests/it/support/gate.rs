@@ -2,6 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -15,6 +16,8 @@ pub enum Passage {
     Refused,
     /// They are taken, and never answered.
     Mute,
+    /// As [`Passage::Mute`] for a request that writes a name with this in it, and what follows it; others are passed on.
+    MuteAt(&'static str),
     /// Each part of them is late by so many milliseconds.
     Slow(u64),
     /// A connection is cut once it has sent so many bytes: a large upload is lost, what is small passes.
@@ -27,6 +30,7 @@ pub enum Passage {
 pub struct Gate {
     pub port: u16,
     passage: Arc<Mutex<Passage>>,
+    muted: Arc<AtomicU32>,
 }
 
 impl Gate {
@@ -34,33 +38,52 @@ impl Gate {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let passage = Arc::new(Mutex::new(Passage::Open));
-        let shared = passage.clone();
+        let (shared, muted) = (passage.clone(), Arc::new(AtomicU32::new(0)));
+        let counted = muted.clone();
         thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
                 let Ok(server) = TcpStream::connect(("127.0.0.1", server)) else { continue };
-                pass(client, server, &shared);
+                pass(client, server, (&shared, &counted));
             }
         });
-        Self { port, passage }
+        Self { port, passage, muted }
     }
 
     /// What happens from now on, on open connections too.
     pub fn set(&self, passage: Passage) {
         *self.passage.lock().unwrap() = passage;
     }
+
+    /// How many requests were kept for themselves, by [`Passage::MuteAt`].
+    pub fn muted(&self) -> u32 {
+        self.muted.load(Ordering::Relaxed)
+    }
 }
 
-fn pass(mut client: TcpStream, server: TcpStream, passage: &Arc<Mutex<Passage>>) {
+fn pass(
+    mut client: TcpStream,
+    server: TcpStream,
+    (passage, counted): (&Arc<Mutex<Passage>>, &Arc<AtomicU32>),
+) {
     let (mut back, mut to_client) = (server.try_clone().unwrap(), client.try_clone().unwrap());
-    let (now, mut server) = (passage.clone(), server);
+    let (now, counted, mut server) = (passage.clone(), counted.clone(), server);
     thread::spawn(move || {
-        let (mut part, mut sent) = (vec![0; 64 << 10], 0);
+        let (mut part, mut sent, mut muted) = (vec![0; 64 << 10], 0, false);
         while let Ok(read @ 1..) = client.read(&mut part) {
             sent += read;
             let passage = *now.lock().unwrap();
             match passage {
                 Passage::Open => {}
                 Passage::Mute => continue,
+                Passage::MuteAt(name) => {
+                    if !muted && writes(&part[..read]) && line(&part[..read]).contains(name) {
+                        muted = true;
+                        counted.fetch_add(1, Ordering::Relaxed);
+                    }
+                    if muted {
+                        continue;
+                    }
+                }
                 Passage::Slow(millis) => thread::sleep(Duration::from_millis(millis)),
                 Passage::CutAfter(most) if sent <= most => {}
                 Passage::NoWrites(status) if writes(&part[..read]) => {
@@ -87,4 +110,8 @@ fn pass(mut client: TcpStream, server: TcpStream, passage: &Arc<Mutex<Passage>>)
 
 fn writes(request: &[u8]) -> bool {
     request.starts_with(b"PUT ") || request.starts_with(b"POST ")
+}
+
+fn line(request: &[u8]) -> String {
+    String::from_utf8_lossy(request).lines().next().unwrap_or_default().to_owned()
 }
