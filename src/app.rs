@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::audit::Log;
+use crate::clock::Anchor;
 use crate::config::{self, Config, OnGap};
 use crate::error::Error;
 use crate::keyring::{Kek, KekError, Keks, Keyring, Listed, SigningKey, SigningKeyError, StartError};
@@ -46,6 +47,8 @@ pub struct App {
     pub telemetry: Telemetry,
     /// When this daemon started.
     pub started: Instant,
+    /// That moment by this host's clocks: whether one was moved since.
+    pub clock: Anchor,
     /// Where every task is spawned.
     pub tracker: TaskTracker,
     /// Cancelled when the daemon ends.
@@ -113,6 +116,7 @@ impl App {
             state: watch::Sender::new(State::Waiting("not tried yet".into())),
             reload_error: Mutex::new(None),
             started: Instant::now(),
+            clock: Anchor::now(),
             config,
             telemetry,
             tracker,

@@ -6,6 +6,7 @@ mod by;
 mod columns;
 mod doing;
 mod draft;
+mod dropped;
 pub mod entry;
 mod filter;
 pub mod gap;

@@ -6,6 +6,7 @@
 mod asked;
 mod claim;
 mod history;
+mod retention;
 mod rotation;
 mod run;
 mod schedule;
@@ -54,7 +55,7 @@ pub struct Job {
 }
 
 /// Every job of this daemon.
-pub static JOBS: [Job; 3] = [
+pub static JOBS: [Job; 4] = [
     Job {
         name: "checkpoint",
         settings: |jobs| &jobs.checkpoint,
@@ -86,6 +87,14 @@ pub static JOBS: [Job; 3] = [
                 Ok(Counts::from([("months", months)]))
             })
         },
+    },
+    Job {
+        name: retention::NAME,
+        settings: |jobs| &jobs.retention,
+        limit: Duration::from_secs(6 * 3600),
+        has_dry_run: true,
+        pruned: false,
+        work: |app, deadline, dry_run| Box::pin(retention::run(app, deadline, dry_run)),
     },
     Job {
         name: "verify",
