@@ -116,7 +116,10 @@ impl Error {
 }
 
 fn place(object: Option<&str>) -> String {
-    object.map_or_else(|| "; its archive is gone too".to_owned(), |object| format!("; it is in the archive: {object}"))
+    object.map_or_else(
+        || "; its archive is gone too".to_owned(),
+        |object| format!("; it is in the archive: {object}"),
+    )
 }
 
 /// An error with what caused it, for the log.

@@ -237,8 +237,7 @@ impl Log {
     ) -> Result<Left> {
         const STREAMS: &str = "SELECT * FROM sidekeep.audit_month_streams($1)";
         const DROP: &str = "SELECT sidekeep.drop_audit_month($1) AS gone";
-        let streams: Vec<InMonth> =
-            diesel::sql_query(STREAMS).bind::<Date, _>(month).load(tx).await?;
+        let streams: Vec<InMonth> = diesel::sql_query(STREAMS).bind::<Date, _>(month).load(tx).await?;
         let mut entries = 0_i64;
         for part in &streams {
             self.cut(tx, month, part).await?;
@@ -337,8 +336,7 @@ impl Log {
 
     /// Why an entry is not there: its month was dropped.
     pub(super) async fn archived(&self, stream: i32, position: i64, deadline: &Deadline) -> Result<Error> {
-        const ARCHIVE: &str =
-            "SELECT object FROM sidekeep.audit_archives WHERE stream = $1 AND month = $2 AND removed_at IS NULL";
+        const ARCHIVE: &str = "SELECT object FROM sidekeep.audit_archives WHERE stream = $1 AND month = $2 AND removed_at IS NULL";
         self.store
             .snapshot(deadline, "audit.archived", async |connection| {
                 let month: Option<NaiveDate> = audit_dropped::table

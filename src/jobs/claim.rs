@@ -330,11 +330,7 @@ impl Run {
     ///
     /// # Errors
     /// [`Error::Conflict`] where this holder's epoch is over: nothing of the transaction may stay.
-    pub(super) async fn count(
-        &self,
-        tx: &mut Connection,
-        (kind, number): (&'static str, i64),
-    ) -> Result<()> {
+    pub(super) async fn count(&self, tx: &mut Connection, (kind, number): (&'static str, i64)) -> Result<()> {
         const COUNT: &str = "UPDATE sidekeep.job_runs SET counts = jsonb_set(coalesce(counts, '{}'), ARRAY[$3], \
             to_jsonb(coalesce((counts ->> $3)::bigint, 0) + $4)) WHERE run = $1 AND epoch = $2 AND state = 'running'";
         let query = diesel::sql_query(COUNT).bind::<Text, _>(&self.run).bind::<Int8, _>(self.epoch);
@@ -359,11 +355,8 @@ macro_rules! expired {
 
 /// Deletes the runs that were kept long enough, so many at a time.
 pub(super) async fn expire(store: &Store, at: DateTime<Utc>, deadline: &Deadline) -> Result<i64> {
-    const EXPIRE: &str = concat!(
-        "DELETE FROM sidekeep.job_runs WHERE run IN (SELECT r.run FROM ",
-        expired!(),
-        " LIMIT 1000)"
-    );
+    const EXPIRE: &str =
+        concat!("DELETE FROM sidekeep.job_runs WHERE run IN (SELECT r.run FROM ", expired!(), " LIMIT 1000)");
     let mut expired = 0_i64;
     loop {
         let rows = store.autocommit(deadline, "jobs.expire", async |connection| {

@@ -64,12 +64,7 @@ async fn due(app: &App, at: DateTime<Utc>, deadline: &Deadline) -> Result<Kinds>
 }
 
 /// Removes kind by kind. What fails does not keep the others from going; the first failure is told at the end.
-async fn remove(
-    app: &App,
-    deadline: &Deadline,
-    run: &Run,
-    (at, due): (DateTime<Utc>, &Kinds),
-) -> Result<()> {
+async fn remove(app: &App, deadline: &Deadline, run: &Run, (at, due): (DateTime<Utc>, &Kinds)) -> Result<()> {
     let tally = tally(run);
     let retiring = Retiring { run: &run.run, at, deadline, tally: &tally };
     let mut failed = None;

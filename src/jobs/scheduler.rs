@@ -14,8 +14,8 @@ use tokio_util::task::TaskTracker;
 
 use super::asked::{ASKED, in_the_way};
 use super::claim::{self, Claim, JobRun, Look, Run, RunState};
-use super::run::Task;
 use super::retention::policies;
+use super::run::Task;
 use super::schedule::Schedule;
 use super::suspects::Suspects;
 use super::wakes::{Moment, Wakes};

@@ -217,7 +217,11 @@ impl Records {
         let open = |person: Person| {
             let number = person.subject_id();
             let opened = self.keyring.open(person);
-            opened.inspect_err(|error| tracing::error!(subject = number, error = %chain(error), "left by retention")).ok()
+            opened
+                .inspect_err(
+                    |error| tracing::error!(subject = number, error = %chain(error), "left by retention"),
+                )
+                .ok()
         };
         Ok(found.into_iter().filter_map(open).collect())
     }

@@ -479,12 +479,7 @@ pub const TABLES: &[Table] = &[
         &["stream", "month"],
         &["stream", "month", "size", "edge", "at", "mac"],
     ),
-    nobodys(
-        "retention_policies",
-        Period::Deployment,
-        &["name"],
-        &["name", "keep_seconds", "updated_at"],
-    ),
+    nobodys("retention_policies", Period::Deployment, &["name"], &["name", "keep_seconds", "updated_at"]),
     nobodys(
         "retention_floor",
         Period::Deployment,

@@ -41,6 +41,8 @@ mod readme;
 mod records;
 mod requests;
 mod restriction;
+mod retention;
+mod retention_months;
 mod rotation;
 mod schema;
 mod sealing;

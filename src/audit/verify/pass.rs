@@ -155,8 +155,9 @@ impl<'a> Pass<'a> {
 
     async fn rows(&self, stream: i32, section: Section, mut dropped: Vec<Dropped>) -> Result<Piece> {
         let mut marks = self.marks(stream, &section).await?;
-        let cut = |dropped: &Dropped| {
-            Mark { size: dropped.tree.size(), root: dropped.tree.root().bytes().to_vec() }
+        let cut = |dropped: &Dropped| Mark {
+            size: dropped.tree.size(),
+            root: dropped.tree.root().bytes().to_vec(),
         };
         marks.extend(dropped.iter().map(cut).filter(|cut| cut.size <= section.to));
         marks.sort_by_key(|mark| mark.size);
@@ -225,7 +226,8 @@ impl<'a> Pass<'a> {
             let size = u64::try_from(checkpoint.size).map_err(Error::internal)?;
             marks.push(Mark { size, root: checkpoint.root });
         }
-        let mut steps = Steps::new(section, Told { tiles: self.tiles_below(&section).await?, marks, dropped: None });
+        let mut steps =
+            Steps::new(section, Told { tiles: self.tiles_below(&section).await?, marks, dropped: None });
         for head in heads {
             if u64::try_from(head.index).is_ok_and(|index| steps.comes(index)) {
                 steps.leaf(head.head().map(|head| head.leaf()), &head.leaf_hash);

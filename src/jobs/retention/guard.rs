@@ -19,7 +19,8 @@ const APART: TimeDelta = TimeDelta::minutes(5);
 /// So long nothing may have happened at all.
 const SILENCE: TimeDelta = TimeDelta::days(32);
 /// What to do where the clock is right.
-const CONFIRM: &str = "set the clock right; where it is right, say so by `sidekeep migrate --confirm-retention`";
+const CONFIRM: &str =
+    "set the clock right; where it is right, say so by `sidekeep migrate --confirm-retention`";
 
 const SIGNS: &str = "SELECT now() AS now, \
     (SELECT f.confirmed_at FROM sidekeep.retention_floor f) AS confirmed_at, \
@@ -111,10 +112,8 @@ async fn silence(
     connection: &mut Connection,
     confirmed_at: Option<DateTime<Utc>>,
 ) -> Result<Option<(DateTime<Utc>, DateTime<Utc>)>> {
-    let silences: Vec<Silence> = diesel::sql_query(SILENCES)
-        .bind::<Int8, _>(SILENCE.num_seconds())
-        .load(connection)
-        .await?;
+    let silences: Vec<Silence> =
+        diesel::sql_query(SILENCES).bind::<Int8, _>(SILENCE.num_seconds()).load(connection).await?;
     for Silence { since, until } in silences {
         let mut heard = confirmed_at.map_or(since, |confirmed| since.max(confirmed));
         // From entry to entry, as far apart as they may be.

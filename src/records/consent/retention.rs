@@ -95,7 +95,9 @@ impl Kind for Consents<'_> {
                 ..Batch::default()
             };
             for Due { id, subject_id } in gone {
-                let Some(subject) = subjects.iter().find(|subject| subject.id == subject_id) else { continue };
+                let Some(subject) = subjects.iter().find(|subject| subject.id == subject_id) else {
+                    continue;
+                };
                 let by = retiring.by("consent", id);
                 let staged = self.0.log().stage(tx, &by, subject).await?;
                 batch.entries.push((by, staged));

@@ -42,7 +42,7 @@ const MESSAGES: &str = "WITH due AS (SELECT w.conversation_id, w.position FROM (
     SELECT conversation_id AS id, count(*) AS number FROM gone GROUP BY conversation_id";
 const CONVERSATIONS: &str = "WITH gone AS (DELETE FROM sidekeep.conversations c WHERE c.id = ANY($1) AND NOT EXISTS ( \
         SELECT FROM sidekeep.conversation_messages m WHERE m.conversation_id = c.id) RETURNING c.id, c.subject_id) \
-    SELECT id, subject_id FROM gone";
+    SELECT id, subject_id FROM gone ORDER BY id";
 
 #[derive(QueryableByName)]
 struct Due {
@@ -124,8 +124,7 @@ impl Kind for Conversations<'_> {
             let taken: Vec<Due> = taken.bind::<Timestamptz, _>(retiring.at).load(tx).await?;
             let ids: Vec<&str> = taken.iter().map(|taken| taken.id.as_str()).collect();
             let messages = diesel::sql_query(MESSAGES).bind::<Array<Text>, _>(&ids);
-            let messages: Vec<Gone> =
-                messages.bind::<Int8, _>(rows).bind::<Int8, _>(BYTES).load(tx).await?;
+            let messages: Vec<Gone> = messages.bind::<Int8, _>(rows).bind::<Int8, _>(BYTES).load(tx).await?;
             let gone: Vec<Due> =
                 diesel::sql_query(CONVERSATIONS).bind::<Array<Text>, _>(&ids).load(tx).await?;
             let mut batch = Batch {
