@@ -122,8 +122,8 @@ fn prove(
     daemon: &Daemon,
 ) -> anyhow::Result<()> {
     const SIZES: &str = "SELECT stream, size FROM sidekeep.audit_streams WHERE size > 0 ORDER BY stream";
-    /// PostgreSQL counts what a session has read once in a second.
-    const COUNTED: Duration = Duration::from_millis(2500);
+    /// A session of PostgreSQL says what it has read when it has been idle for ten seconds.
+    const COUNTED: Duration = Duration::from_secs(12);
     let streams = runtime.block_on(client.query(SIZES, &[]))?;
     let mut caller = daemon.connect()?;
     // Signs whatever is younger than the last checkpoint.

@@ -20,6 +20,9 @@ pub const PURPOSE: &str = "purpose";
 /// The label with the application's own id of the request.
 pub const REQUEST_ID: &str = "request_id";
 
+/// The label with the application's W3C trace context.
+pub(super) const TRACEPARENT: &str = "traceparent";
+
 /// One call, as the records and the log see it.
 #[derive(Debug)]
 pub struct By {
@@ -37,6 +40,8 @@ pub struct By {
     pub purpose: Option<Term>,
     /// The application's own id of the request.
     pub request_id: Option<Term>,
+    /// Where it belongs in the application's trace (W3C Trace Context).
+    pub traceparent: Option<Term>,
     /// The address that the person's request came from.
     pub ip_address: Option<ShortText>,
     /// The program that the person uses.
@@ -74,6 +79,7 @@ impl By {
             actor: None,
             purpose: None,
             request_id: None,
+            traceparent: None,
             ip_address: None,
             user_agent: None,
             refused: None,
@@ -152,6 +158,7 @@ impl By {
         let mut own = vec![(UID, self.uid.to_string()), (METHOD, self.method.to_owned())];
         own.extend(self.purpose.as_ref().map(|purpose| (PURPOSE, purpose.as_str().to_owned())));
         own.extend(self.request_id.as_ref().map(|id| (REQUEST_ID, id.as_str().to_owned())));
+        own.extend(self.traceparent.as_ref().map(|trace| (TRACEPARENT, trace.as_str().to_owned())));
         own.extend(noted.also.map(|subject_id| (ALSO, subject_id.to_string())));
         own.extend(self.refused.map(|count| ("sidekeep.count", count.to_string())));
         own.extend(noted.digest.map(|digest| (DIGEST, digest)));

@@ -80,9 +80,9 @@ impl Labels {
         serde_json::from_slice::<BTreeMap<String, String>>(json).ok().map(Self::of)
     }
 
-    /// Whether the digest of a stored row is among them.
-    pub fn has_digest(&self) -> bool {
-        self.iter().any(|(key, _)| key == DIGEST)
+    /// The digest of a stored row, where one is among them.
+    pub fn digest(&self) -> Option<&str> {
+        self.iter().find(|(key, _)| *key == DIGEST).map(|(_, digest)| digest)
     }
 
     /// The labels in the order of their keys.

@@ -4,6 +4,7 @@ pub mod accesses;
 mod batch;
 mod by;
 mod columns;
+pub mod document;
 mod doing;
 mod draft;
 mod dropped;

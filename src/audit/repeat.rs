@@ -22,9 +22,13 @@ pub(super) async fn answer(
     deadline: &Deadline,
 ) -> Result<Vec<Receipt>> {
     let conflict = || Error::conflict("another entry has this id");
-    let rows: Vec<&Stored> =
-        drafts.iter().map(|draft| found.get(&draft.entry.id).ok_or_else(conflict)).collect::<Result<_>>()?;
-    let rows: Vec<Stored> = rows.into_iter().cloned().collect();
+    let rows: Vec<Stored> = drafts.iter().filter_map(|draft| found.get(&draft.entry.id)).cloned().collect();
+    if rows.len() < drafts.len() {
+        let there = drafts.iter().position(|draft| found.contains_key(&draft.entry.id)).unwrap_or_default();
+        return Err(Error::conflict(format!(
+            "entries[{there}].id is in the log already, and others of these are not: nothing was appended; send without it what is new"
+        )));
+    }
     let opener = Opener::of(store, keyring, &rows, deadline).await?;
     let mut receipts = Vec::with_capacity(drafts.len());
     for (draft, row) in drafts.iter().zip(rows) {

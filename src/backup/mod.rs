@@ -1,1 +1,3 @@
-//! Copies of the whole database outside of it, and the way back: dumps, the keyring's own backup, and what proves them.
+//! Copies of the database that survive it: dumps, what proves them, and the keyring's own backup.
+
+pub mod manifest;

@@ -28,7 +28,7 @@ pub(super) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
     let text = if args.params == "-" { read_input()? } else { args.params };
     let params = object(&text).map_err(|problem| coded(Code::Usage, problem))?;
     match args.socket.ask(global, &args.method, &params)? {
-        Answer::Error(refusal) => Err(socket::refused(&refusal)),
+        Answer::Error(refusal) => Err(refusal.into()),
         Answer::Result(result) if output::is_terminal() && !global.json => {
             Ok(output::line(&json::indented(result.get()))?)
         }

@@ -9,10 +9,10 @@ use serde_json::Value;
 use super::exit::{Code, coded};
 use super::subject::user_id;
 use super::{Global, output};
+use crate::audit::document;
 use crate::audit::note::VerifierKey;
 use crate::subjects::certificate::{Body, FORMAT, Salt};
-use crate::subjects::document;
-use crate::values::UserId;
+use crate::values::{Json, UserId};
 
 /// Check the certificate of an erasure
 #[derive(Debug, clap::Args)]
@@ -44,8 +44,11 @@ enum Action {
 
 pub(super) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
     let Action::Verify { file, key, user, salt } = args.action;
-    let certificate: Value = serde_json::from_str(&read(&file)?)
+    let text = read(&file)?;
+    let certificate: Value = serde_json::from_str(&text)
         .map_err(|error| coded(Code::Usage, format!("{}: is no JSON: {error}", file.display())))?;
+    // A member that is there twice is read by some as the first and by others as the second (RFC 8259 §4).
+    Json::parse(&text).map_err(|fault| anyhow::anyhow!("broken: {fault}"))?;
     let public = document::verify(&certificate).context("broken")?;
     let body = certificate.get("body").map(Body::deserialize);
     let body = body.and_then(Result::ok).context("broken: the body is not that of a certificate")?;

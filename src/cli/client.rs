@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike as _};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use serde_json::{Map, Value};
 
 /// What the daemon answered.
 #[derive(Debug)]
@@ -21,25 +22,36 @@ pub(super) enum Answer {
 }
 
 /// An error answer.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 pub(super) struct Refusal {
     /// JSON-RPC's code.
     pub(super) code: i64,
     /// In words.
     pub(super) message: String,
     /// What the interface says about it.
-    #[serde(default)]
-    pub(super) data: Option<RefusalData>,
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub(super) data: Map<String, Value>,
 }
 
-/// The members of `error.data` that every error may have.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub(super) struct RefusalData {
-    /// The kind, as in `not_found`.
-    pub(super) kind: Option<String>,
-    /// The parameter at fault.
-    pub(super) field: Option<String>,
+impl Refusal {
+    fn said(&self, member: &str) -> Option<&str> {
+        self.data.get(member).and_then(Value::as_str)
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.said("kind") {
+            Some(kind) => f.write_str(kind)?,
+            None => write!(f, "{}", self.code)?,
+        }
+        if let Some(field) = self.said("field").filter(|field| !self.message.contains(field)) {
+            write!(f, ": {field}")?;
+        }
+        write!(f, ": {}", self.message)
+    }
 }
 
 /// Why there is no answer.
@@ -192,10 +204,9 @@ mod tests {
         let (answer, _) = answered(
             "{\"jsonrpc\":\"2.0\",\"id\":1,\"error\":{\"code\":-32602,\"message\":\"m\",\"data\":{\"field\":\"user_id\",\"more\":1}}}\n",
         );
-        let Ok(Answer::Error(Refusal { code: -32602, data: Some(data), .. })) = answer else {
-            panic!("{answer:?}")
-        };
-        assert_eq!((data.field.as_deref(), data.kind), (Some("user_id"), None));
+        let Ok(Answer::Error(refusal @ Refusal { code: -32602, .. })) = answer else { panic!("{answer:?}") };
+        assert_eq!((refusal.said("field"), refusal.said("kind")), (Some("user_id"), None));
+        assert_eq!(refusal.to_string(), "-32602: user_id: m");
     }
 
     #[test]

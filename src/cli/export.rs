@@ -56,6 +56,9 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<()> {
     let loaded = config::load(global.config.as_deref()).map_err(|problem| coded(Code::Config, problem))?;
     let user_id = UserId::parse(subject::user_id(&args.user)?)
         .map_err(|fault| coded(Code::Usage, format!("USER: {fault}")))?;
+    if args.out.as_os_str() == "-" {
+        return Err(coded(Code::Usage, "--out must be a file: it gets its name only when it is whole"));
+    }
     let purpose = args.purpose.clone().map(Term::parse).transpose();
     let purpose = purpose.map_err(|fault| coded(Code::Usage, format!("--purpose: {fault}")))?;
     check_purpose(&loaded.config, purpose.as_ref())?;

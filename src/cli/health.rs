@@ -27,7 +27,7 @@ pub(super) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
     }
     let result = match answer {
         Answer::Result(result) => result,
-        Answer::Error(refusal) => return Err(socket::refused(&refusal)),
+        Answer::Error(refusal) => return Err(refusal.into()),
     };
     let value: Value = serde_json::from_str(result.get())?;
     let status = value.get("status").and_then(Value::as_str).unwrap_or("unknown");

@@ -185,7 +185,7 @@ fn ask(
     params: &str,
 ) -> anyhow::Result<Box<RawValue>> {
     match socket.ask(global, method, &RawValue::from_string(params.to_owned())?)? {
-        Answer::Error(refusal) => Err(socket::refused(&refusal)),
+        Answer::Error(refusal) => Err(refusal.into()),
         Answer::Result(result) => Ok(result),
     }
 }

@@ -87,24 +87,35 @@ enum Command {
 /// [`message`] says what to print and [`exit_code`] how to end.
 pub fn run(cli: Cli) -> anyhow::Result<()> {
     let Cli { global, command } = cli;
+    let done = dispatch(command, &global);
+    if let Err(error) = &done
+        && global.json
+        && let Some(refusal) = error.downcast_ref::<client::Refusal>()
+    {
+        output::line(&serde_json::json!({ "error": refusal }).to_string())?;
+    }
+    done
+}
+
+fn dispatch(command: Command, global: &Global) -> anyhow::Result<()> {
     match command {
-        Command::Serve(args) => serve::run(args, &global),
+        Command::Serve(args) => serve::run(args, global),
         Command::Setup(args) => setup::run(args),
         Command::Dev(args) => dev::run(args),
-        Command::Migrate(args) => migrate::run(args, &global),
-        Command::Call(args) => call::run(args, &global),
-        Command::Health(args) => health::run(args, &global),
-        Command::Status(args) => status::run(args, &global),
-        Command::Subject(args) => subject::run(args, &global),
-        Command::Request(args) => request::run(args, &global),
-        Command::Config(args) => config::run(args, &global),
-        Command::Keyring(args) => keyring::run(args, &global),
-        Command::Signing(args) => signing::run(args, &global),
-        Command::Certificate(args) => certificate::run(args, &global),
-        Command::DataMap(args) => data_map::run(args, &global),
-        Command::Verify(args) => verify::run(args, &global),
-        Command::Export(args) => export::run(&args, &global),
-        Command::Recover(args) => recover::run(args, &global),
+        Command::Migrate(args) => migrate::run(args, global),
+        Command::Call(args) => call::run(args, global),
+        Command::Health(args) => health::run(args, global),
+        Command::Status(args) => status::run(args, global),
+        Command::Subject(args) => subject::run(args, global),
+        Command::Request(args) => request::run(args, global),
+        Command::Config(args) => config::run(args, global),
+        Command::Keyring(args) => keyring::run(args, global),
+        Command::Signing(args) => signing::run(args, global),
+        Command::Certificate(args) => certificate::run(args, global),
+        Command::DataMap(args) => data_map::run(args, global),
+        Command::Verify(args) => verify::run(args, global),
+        Command::Export(args) => export::run(&args, global),
+        Command::Recover(args) => recover::run(args, global),
         Command::Openrpc(args) => openrpc::run(args),
         Command::Completions(args) => completions::run(args),
         Command::Man(args) => man::run(args),

@@ -43,13 +43,12 @@ pub(super) fn is_terminal() -> bool {
     std::io::stdout().is_terminal()
 }
 
-/// Tells a person what a long command is doing. Nothing depends on it, so that a closed standard error stops nothing.
 /// Shows how far a long work is, in one line that the next one replaces; an empty text takes it away.
 pub(super) fn progress(text: &str) {
-    use std::io::Write as _;
     let _ = write!(std::io::stderr(), "\r\x1b[2K{text}");
 }
 
+/// Tells a person what a long command is doing. Nothing depends on it, so that a closed standard error stops nothing.
 pub(super) fn note(text: &str) {
     drop(writeln!(std::io::stderr(), "{text}"));
 }

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use super::client::{self, Answer, Refusal};
+use super::client::{self, Answer};
 use super::exit::{Code, coded};
 use super::{Global, output};
 use crate::config;
@@ -43,7 +43,7 @@ impl Socket {
         params: &Map<String, Value>,
     ) -> anyhow::Result<Box<RawValue>> {
         match self.ask(global, method, &serde_json::value::to_raw_value(params)?)? {
-            Answer::Error(refusal) => Err(refused(&refusal)),
+            Answer::Error(refusal) => Err(refusal.into()),
             Answer::Result(result) => Ok(result),
         }
     }
@@ -102,18 +102,6 @@ fn configured(global: &Global) -> anyhow::Result<PathBuf> {
             format!("{problem}\n(the configuration says where the socket is; --socket PATH does without)"),
         )
     })
-}
-
-/// An error answer as a command's error.
-pub(super) fn refused(refusal: &Refusal) -> anyhow::Error {
-    let data = refusal.data.as_ref();
-    let kind = data.and_then(|data| data.kind.clone()).unwrap_or_else(|| refusal.code.to_string());
-    match data.and_then(|data| data.field.as_deref()) {
-        Some(field) if !refusal.message.contains(field) => {
-            anyhow::anyhow!("{kind}: {field}: {}", refusal.message)
-        }
-        _ => anyhow::anyhow!("{kind}: {}", refusal.message),
-    }
 }
 
 /// The parameters that were given.

@@ -12,7 +12,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
     match args.socket.ask(global, "system.status", &socket::no_params())? {
-        Answer::Error(refusal) => Err(socket::refused(&refusal)),
+        Answer::Error(refusal) => Err(refusal.into()),
         Answer::Result(result) if global.json => Ok(output::line(result.get())?),
         Answer::Result(result) => Ok(output::line(&json::lines(&serde_json::from_str(result.get())?))?),
     }

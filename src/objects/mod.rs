@@ -15,7 +15,8 @@ use futures_util::stream::BoxStream;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use object_store::path::Path;
 use object_store::{
-    GetOptions, GetRange, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, PutPayload, UpdateVersion,
+    GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, PutPayload,
+    UpdateVersion,
 };
 
 pub use upload::Upload;
@@ -104,12 +105,12 @@ impl Objects {
             });
         };
         let Some(directory) = self.directory.clone() else {
-            return self.put(name, bytes, PutMode::Update(version)).await;
+            return self.put(name, bytes, PutMode::Update(version)).await.map_err(changed);
         };
         // A directory knows no condition: whoever writes holds this lock, which goes with the file handle.
         let lock = tokio::task::spawn_blocking(move || open::lock(&directory)).await;
         let _lock = lock.map_err(|error| error.to_string()).and_then(|lock| lock).map_err(Trouble::Away)?;
-        let now = self.store.head(&self.path(name)).await.map_err(trouble)?;
+        let now = self.store.head(&self.path(name)).await.map_err(|error| changed(trouble(error)))?;
         if now.e_tag != version.e_tag {
             return Err(Trouble::Changed);
         }
@@ -159,7 +160,22 @@ impl Objects {
     /// # Errors
     /// Where there are over [`LISTED`].
     pub async fn list(&self, prefix: &str) -> Result<Vec<Found>, Trouble> {
-        let mut listed = self.store.list(Some(&self.path(prefix)));
+        self.found(prefix, self.store.list(Some(&self.path(prefix)))).await
+    }
+
+    /// As [`Objects::list`], those alone that come after this name: what is before it is not asked for.
+    ///
+    /// # Errors
+    /// As [`Objects::list`].
+    pub async fn list_after(&self, prefix: &str, name: &str) -> Result<Vec<Found>, Trouble> {
+        self.found(prefix, self.store.list_with_offset(Some(&self.path(prefix)), &self.path(name))).await
+    }
+
+    async fn found(
+        &self,
+        prefix: &str,
+        mut listed: BoxStream<'static, object_store::Result<ObjectMeta>>,
+    ) -> Result<Vec<Found>, Trouble> {
         let mut found = Vec::new();
         while let Some(meta) = listed.try_next().await.map_err(trouble)? {
             if found.len() == LISTED {
@@ -199,6 +215,14 @@ impl Objects {
     }
 }
 
+/// What was read is gone.
+fn changed(trouble: Trouble) -> Trouble {
+    match trouble {
+        Trouble::Absent => Trouble::Changed,
+        other => other,
+    }
+}
+
 /// What the library says, as what a caller can act on.
 fn trouble(error: object_store::Error) -> Trouble {
     use object_store::Error;
@@ -220,6 +244,3 @@ fn trouble(error: object_store::Error) -> Trouble {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -4,7 +4,7 @@ use std::path::Path as FilePath;
 use std::sync::Arc;
 use std::time::Duration;
 
-use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, S3ConditionalPut};
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, Checksum, S3ConditionalPut};
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
@@ -99,6 +99,8 @@ fn s3(bucket: &Bucket, settings: &config::S3) -> Result<object_store::aws::Amazo
     builder
         .with_bucket_name(&bucket.name)
         .with_conditional_put(S3ConditionalPut::ETagMatch)
+        // A bucket with object lock takes nothing without a digest.
+        .with_checksum_algorithm(Checksum::SHA256)
         .with_client_options(options(endpoint.as_deref())?)
         .with_retry(retry())
         .build()

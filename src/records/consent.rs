@@ -288,6 +288,29 @@ pub fn digests<'a>(
     })
 }
 
+impl Record {
+    /// What stands in the clear outlives the person, as evidence or in the log: it must not be the user id.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], naming the field.
+    fn unidentified(&self) -> Result<()> {
+        let terms = [
+            ("consent_type", Some(self.consent_type.as_str())),
+            ("id", self.id.as_ref().map(RecordId::as_str)),
+            ("policy_version", self.policy_version.as_ref().map(Term::as_str)),
+            ("legal_basis", self.legal_basis.as_ref().map(Term::as_str)),
+            ("method", self.method.as_ref().map(Term::as_str)),
+            ("language", self.language.as_ref().map(Term::as_str)),
+        ];
+        match terms.into_iter().find(|(_, text)| *text == Some(self.user_id.as_str())) {
+            Some((field, _)) => {
+                Err(Error::invalid(field, "is the person's user id, which must not stand in the clear"))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
 impl Records {
     /// Records a consent or a withdrawal. With an id it may be repeated.
     ///
@@ -295,6 +318,7 @@ impl Records {
     /// [`Error::Conflict`] when the id stands for another record.
     pub async fn record_consent(&self, by: &By, record: Record) -> Result<Consent> {
         self.check_size("metadata", record.metadata.as_ref())?;
+        record.unidentified()?;
         let id = record.id.clone().unwrap_or_else(RecordId::generate);
         let taken = record.id.as_ref().map(Taken::Consent);
         self.write(by, &record.user_id, taken, async |tx, subject| {

@@ -20,7 +20,7 @@ use diesel_async::RunQueryDsl;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::audit::{By, Log, Staged, UnknownActor};
+use crate::audit::{By, Log, SUBJECT, Staged, UnknownActor};
 use crate::config::Limits;
 use crate::error::{Error, Result};
 use crate::keyring::{Keyring, Person, Subject};
@@ -230,6 +230,32 @@ impl Records {
         let row = subjects::table.filter(subjects::user_id.eq(user_id.as_str())).select(Person::as_select());
         let Some(person) = row.first(connection).await.optional()? else { return Ok(None) };
         self.unrestricted(by, person).map(Some)
+    }
+
+    /// What a read answers that has found no record of a person: it concerns whoever is known all the same.
+    async fn absent<T>(&self, by: &By, user_id: &UserId, what: &'static str) -> Result<T> {
+        let person = self.store.single(&by.deadline, "subjects.find", async |connection| {
+            self.reader(by, connection, user_id).await
+        });
+        if person.await?.is_some() {
+            by.about(what, SUBJECT);
+        }
+        Err(Error::NotFound { what })
+    }
+
+    /// Notes that a call names this person, though it found nothing of theirs.
+    ///
+    /// # Errors
+    /// The store's.
+    pub(crate) async fn names(&self, by: &By, user_id: &UserId) -> Result<()> {
+        let known = self.store.single(&by.deadline, "subjects.find", async |connection| {
+            let row = subjects::table.filter(subjects::user_id.eq(user_id.as_str())).count();
+            Ok(row.get_result::<i64>(connection).await?)
+        });
+        if known.await? > 0 {
+            by.concerns(user_id.as_str());
+        }
+        Ok(())
     }
 
     /// Opens a person's key, and notes whom the call concerns.

@@ -91,8 +91,8 @@ impl Records {
                 Ok(row.first(connection).await.optional()?)
             })
             .await?;
+        let Some((person, stored)) = found else { return self.absent(by, user_id, "preferences").await };
         by.about("preferences", SUBJECT);
-        let (person, stored) = found.ok_or(Error::NotFound { what: "preferences" })?;
         stored.open(&self.unrestricted(by, person)?)
     }
 

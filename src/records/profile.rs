@@ -187,8 +187,8 @@ impl Records {
                 Ok(Fixed(row).get_result(connection).await.optional()?)
             })
             .await?;
+        let Some((person, stored)) = found else { return self.absent(by, user_id, "profile").await };
         by.about("profile", SUBJECT);
-        let (person, stored) = found.ok_or(Error::NotFound { what: "profile" })?;
         stored.open(&self.unrestricted(by, person)?)
     }
 

@@ -297,6 +297,7 @@ impl Calls {
         by.actor = context.user_id.clone();
         by.purpose = context.purpose.clone();
         by.request_id = context.request_id.clone();
+        by.traceparent = context.traceparent.clone();
         by.ip_address = context.ip_address.clone();
         by.user_agent = context.user_agent.clone();
         by.stages = self.app.config.audit.access != AuditAccess::None;

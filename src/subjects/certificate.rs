@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, de};
 
-use super::document::Signed;
+use crate::audit::document::Signed;
 use crate::audit::merkle::hex;
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};

@@ -14,11 +14,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::certificate::{Body, Certificate, Counts, FORMAT, Kept, Reason, Salt, UNKNOWN};
-use super::document::{Signed, canonical};
 use super::impersonal;
 use super::request::{Done, attach};
 use super::retention::is_forgotten;
 use super::selector::{Erasure, SCHEMA, TABLES, Table};
+use crate::audit::document::{Signed, canonical};
 use crate::audit::merkle::Hash;
 use crate::audit::{By, SUBJECT, Staged};
 use crate::config::{Config, KeepConsents};

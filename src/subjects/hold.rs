@@ -232,12 +232,12 @@ pub async fn holds(records: &Records, by: &By, list: &List) -> Result<Page<Hold>
     let more = found.len() > list.limit.items();
     found.truncate(list.limit.items());
     let last = found.last().filter(|_| more).map(|(_, last)| (last.placed_at, last.id.clone()));
+    if let Some(user_id) = &list.user_id {
+        records.names(by, user_id).await?;
+    }
     let mut items = Vec::with_capacity(found.len());
     for (person, stored) in found {
         let subject = records.keyring().open(person)?;
-        if list.user_id.is_some() {
-            by.concerns(&subject.user_id);
-        }
         items.push(stored.open(&subject)?);
     }
     Ok(Page { items, next_cursor: last.map(|key| encode(&key)).transpose()? })

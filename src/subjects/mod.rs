@@ -4,7 +4,6 @@
 
 pub mod certificate;
 pub mod data_map;
-pub mod document;
 pub mod erase;
 pub mod export;
 pub mod hold;

@@ -6,8 +6,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::certificate::{Body, Counts};
-use super::document::Signed;
 use super::erase::count;
+use crate::audit::document::{self, Signed};
 use crate::audit::{By, SUBJECT};
 use crate::error::{Error, Result};
 use crate::keyring::Person;
@@ -83,6 +83,9 @@ pub async fn certificate(records: &Records, by: &By, which: &Which) -> Result<Si
         })
         .await?;
     by.about("erasure", which.id.as_str());
-    serde_json::from_value(found.ok_or(Error::NotFound { what: "certificate" })?)
-        .map_err(|_| Error::Tampered { at: "subject_erasures.certificate".into() })
+    let found = found.ok_or(Error::NotFound { what: "certificate" })?;
+    let tampered = || Error::Tampered { at: "subject_erasures.certificate".into() };
+    document::verify(&found).map_err(|_| tampered())?;
+    let certificate: Signed<Body> = serde_json::from_value(found).map_err(|_| tampered())?;
+    if certificate.body.id == which.id.as_str() { Ok(certificate) } else { Err(tampered()) }
 }

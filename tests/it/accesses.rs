@@ -46,9 +46,19 @@ fn every_call_that_names_the_person_is_told_with_who_when_what_and_why() {
     client.ok("profile.create", json!({ "user_id": "other", "username": "o", "email": "o@b" }));
     client.ok("profile.get", json!({ "user_id": "other" }));
 
+    for method in ["subject.holds", "request.list"] {
+        client.ok(method, json!({ "user_id": "alice" }));
+    }
+    assert_eq!(client.err("preferences.get", json!({ "user_id": "alice" })).kind(), "not_found");
+    client.err("preferences.get", json!({ "user_id": "nobody" }));
+
     let page = accesses(&mut client, "alice");
+    assert!(page["items"].as_array().unwrap().iter().take(3).all(|item| item["across_people"] == false));
     let (none, s) = (Value::Null, |text: &str| json!(text));
     let expected = vec![
+        (s("preferences.get"), none.clone(), none.clone()),
+        (s("request.list"), none.clone(), none.clone()),
+        (s("subject.holds"), none.clone(), none.clone()),
         (s("conversation.create"), none.clone(), none.clone()),
         (s("audit.query"), none.clone(), none.clone()),
         (s("audit.query"), none.clone(), none.clone()),
@@ -63,8 +73,11 @@ fn every_call_that_names_the_person_is_told_with_who_when_what_and_why() {
     let expected: Vec<_> =
         expected.into_iter().map(|(what, who, why)| (what.as_str().unwrap().to_owned(), who, why)).collect();
     assert_eq!(told(&page), expected, "{page:#}");
-    assert_eq!(page["items"][0]["outcome"], "failure");
-    let get = &page["items"][8];
+    assert_eq!(
+        (&page["items"][0]["outcome"], &page["items"][3]["outcome"]),
+        (&json!("failure"), &json!("failure"))
+    );
+    let get = &page["items"][11];
     assert_eq!(
         (&get["request_id"], &get["uid"], &get["outcome"], &get["across_people"], &get["resource_id"]),
         (
@@ -75,8 +88,8 @@ fn every_call_that_names_the_person_is_told_with_who_when_what_and_why() {
             &json!("alice")
         ),
     );
-    assert_eq!(page["items"][5]["when"], "2026-01-01T00:00:00.000000Z");
-    assert_eq!(page["items"][5]["uid"], Value::Null);
+    assert_eq!(page["items"][8]["when"], "2026-01-01T00:00:00.000000Z");
+    assert_eq!(page["items"][8]["uid"], Value::Null);
     // The accounting is an access, too.
     assert_eq!(told(&accesses(&mut client, "alice"))[0].0, "subject.accesses");
     daemon.assert_well();

@@ -308,8 +308,8 @@ fn every_call_about_a_person_is_entered_once() {
     let world = World::new();
     let daemon = world.start();
     let mut client = daemon.client();
-    let context =
-        json!({ "user_id": "admin", "purpose": "support", "request_id": "r-1", "ip_address": "203.0.113.9" });
+    let context = json!({ "user_id": "admin", "purpose": "support", "request_id": "r-1", "ip_address": "203.0.113.9",
+                "traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01" });
     client.ok(
         "profile.create",
         json!({ "user_id": "u", "username": "x", "email": "x@y.example", "context": context }),
@@ -342,7 +342,8 @@ fn every_call_about_a_person_is_entered_once() {
     assert_eq!(by_admin.len(), 2);
     assert_eq!(
         by_admin[0]["labels"],
-        json!({ "purpose": "support", "request_id": "r-1", "sidekeep.method": "profile.get", "sidekeep.uid": "0" })
+        json!({ "purpose": "support", "request_id": "r-1",
+                "traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "sidekeep.method": "profile.get", "sidekeep.uid": "0" })
     );
     assert_eq!(
         (&by_admin[0]["ip_address"], &by_admin[0]["resource_id"]),

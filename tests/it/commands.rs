@@ -57,6 +57,12 @@ fn call_prints_the_result_as_it_came() {
     let refused = with(&daemon, &["call", "profile.get", r#"{"user_id":"nobody"}"#]);
     assert_eq!((refused.status.code(), refused.stdout.len()), (Some(1), 0));
     assert!(text(&refused.stderr).contains("not_found"), "{refused:?}");
+    let refused = with(&daemon, &["--json", "call", "profile.get", r#"{"user_id":"nobody"}"#]);
+    let told: Value = serde_json::from_slice(&refused.stdout).unwrap();
+    assert_eq!((refused.status.code(), &told["error"]["data"]["kind"]), (Some(1), &json!("not_found")));
+    let to_dash = with(&daemon, &["export", "u", "--out", "-"]);
+    assert_eq!(to_dash.status.code(), Some(2), "{to_dash:?}");
+    assert_eq!(with(&daemon, &["subject", "erase", "u", "--reason", "bored"]).status.code(), Some(2));
     let wrong = with(&daemon, &["call", "profile.get", r#"{"user_id":5}"#]);
     assert_eq!(wrong.status.code(), Some(1));
     assert!(text(&wrong.stderr).contains("user_id"), "{wrong:?}");

@@ -4,8 +4,8 @@ use aws_lc_rs::hmac;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
+use sidekeep::audit::document;
 use sidekeep::audit::merkle::Hash;
-use sidekeep::subjects::document;
 use sidekeep::subjects::selector::{Erasure, TABLES};
 use sidekeep::values::jcs;
 
@@ -363,6 +363,9 @@ fn a_certificate_is_checked_without_a_daemon_and_not_one_byte_may_differ() {
     changed["body"]["counts"]["messages"] = 3.into();
     assert_eq!(verify(&changed, &[]), Some(1));
     assert_eq!(verify(&json!({ "body": {} }), &[]), Some(1));
+    let twice = certificate.to_string().replacen("\"reason\":", "\"reason\":\"other\",\"reason\":", 1);
+    std::fs::write(&file, twice).unwrap();
+    assert_eq!(sidekeep(&["certificate", "verify", file.to_str().unwrap()]).status.code(), Some(1));
 
     let signed = json!({ "body": certificate["body"], "key": certificate["key"], "signature": certificate["signature"] });
     document::verify(&signed).unwrap();

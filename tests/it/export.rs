@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::{Value, json};
-use sidekeep::subjects::document;
+use sidekeep::audit::document;
 use sidekeep::subjects::selector::{Export, SCHEMA, TABLES};
 
 use crate::support::peer::can_be_others;

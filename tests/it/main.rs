@@ -34,6 +34,7 @@ mod holds;
 mod jobs;
 mod keys;
 mod limits;
+mod objects;
 mod outcome;
 mod protocol;
 mod publication;

@@ -260,6 +260,26 @@ fn a_log_that_was_rewritten_from_end_to_end_is_found_by_its_publication() {
 }
 
 #[test]
+fn published_heads_that_are_gone_are_told_and_then_taken_over_again() {
+    let world = World::new();
+    let daemon = world.start_with(&publishing(&world));
+    append(&daemon, 5);
+    checkpoint(&daemon);
+    world.sql(
+        "SET session_replication_role = replica; DELETE FROM audit_checkpoints; DELETE FROM audit_heads; \
+         DELETE FROM audit_nodes WHERE stream = -1",
+    );
+    let report = verify(&daemon);
+    let told = &report["breaks"][0];
+    assert_eq!((&report["verdict"], &told["what"]), (&json!("broken"), &json!("publication")), "{report}");
+    assert_eq!((&told["found"], &told["position"]), (&json!("0"), &json!(0)), "{report}");
+    append(&daemon, 1);
+    let run = checkpoint(&daemon);
+    assert_eq!(run["state"], "ok", "{run}");
+    assert_eq!(verify(&daemon)["verdict"], "intact");
+}
+
+#[test]
 fn a_program_publishes_as_a_directory_does() {
     let world = World::new();
     let store = published(&world);

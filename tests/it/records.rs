@@ -171,7 +171,14 @@ fn consents_are_append_only_and_idempotent_by_id() {
     let (first, second) = (world.start(), world.start());
     let record = json!({ "user_id": "u", "consent_type": "x", "granted": true, "id": "c-1", "given_at": "2026-01-01T01:00:00+01:00", "metadata": { "a": 1, "b": 2 } });
     let stored = first.ok("consent.record", record.clone());
-    assert_eq!(second.ok("consent.record", record), stored);
+    assert_eq!(second.ok("consent.record", record.clone()), stored);
+    for field in ["id", "consent_type", "policy_version", "legal_basis", "method", "language"] {
+        let mut identifying = record.clone();
+        identifying[field] = json!("u");
+        assert_eq!(first.client().err("consent.record", identifying).field(), field);
+    }
+    let nothing_said = json!({ "user_id": "u", "limit": null, "cursor": null, "context": null });
+    assert_eq!(first.ok("consent.history", nothing_said)["items"].as_array().unwrap().len(), 1);
     // Each parameter that is given counts, and the order of keys does not.
     assert_eq!(second.ok("consent.record", json!({ "user_id": "u", "consent_type": "x", "granted": true, "id": "c-1", "metadata": { "b": 2, "a": 1 } })), stored);
     for other in [

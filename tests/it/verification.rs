@@ -195,6 +195,37 @@ fn what_entries_say_of_rows_and_persons_is_compared() {
 }
 
 #[test]
+fn a_tombstone_that_was_changed_covers_nobody() {
+    let world = World::new();
+    let daemon = world.start_with("jobs.enabled = false\n");
+    daemon.ok("profile.create", json!({ "user_id": "u", "username": "u", "email": "u@b" }));
+    daemon.ok("subject.erase", json!({ "user_id": "u", "reason": "request", "id": "c" }));
+    let verdict = || daemon.ok("audit.verify", json!({}))["verdict"].clone();
+    assert_eq!(verdict(), "intact");
+    world.sql("CREATE TABLE public.kept AS SELECT * FROM subject_erasures");
+    for change in [
+        "reason = 'retention'",
+        "erased_at = erased_at - interval '1 day'",
+        "certificate_id = 'd'",
+        "certificate = jsonb_set(certificate, '{body,counts,messages}', '7')",
+        "certificate = jsonb_set(certificate, '{body,reason}', '\"retention\"'), reason = 'retention'",
+        "certificate = '{}'",
+    ] {
+        world.sql(&format!("SET session_replication_role = replica; UPDATE subject_erasures SET {change}"));
+        assert_eq!(verdict(), "broken", "{change}");
+        if change.starts_with("certificate =") {
+            let error = daemon.client().err("subject.certificate", json!({ "id": "c" }));
+            assert_eq!(error.kind(), "tampered", "{change}");
+        }
+        world.sql(
+            "SET session_replication_role = replica; DELETE FROM subject_erasures; \
+             INSERT INTO subject_erasures SELECT * FROM public.kept",
+        );
+        assert_eq!(verdict(), "intact");
+    }
+}
+
+#[test]
 fn a_verification_that_takes_longer_than_its_caller_waits_is_followed() {
     let world = World::new();
     let daemon = world.start_with("jobs.enabled = false\n");

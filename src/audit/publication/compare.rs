@@ -55,6 +55,8 @@ pub(super) struct Newest {
 pub(super) struct Missing {
     /// The newest published checkpoint.
     pub(super) newest: Object,
+    /// How many heads the log had when it was looked at.
+    pub(super) count: u64,
     /// The index of the first of `heads`.
     pub(super) first: u64,
     /// Heads from there to the newest; the log has the first of them.
@@ -169,7 +171,7 @@ impl Publication {
             objects.push(object.heads);
         }
         let heads = objects.into_iter().rev().flatten().collect();
-        Ok(Missing { newest, first, heads, gaps: Vec::new() })
+        Ok(Missing { newest, count, first, heads, gaps: Vec::new() })
     }
 
     async fn judge(&self, missing: Missing, deadline: &Deadline) -> Result<(String, Verdict)> {

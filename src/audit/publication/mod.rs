@@ -69,6 +69,18 @@ struct State {
 }
 
 /// Entries that were published, and that nobody has declared lost.
+/// Heads that were published and are not there, though no entry is lost: the next comparison takes them over again.
+fn unheaded(missing: &Missing) -> Break {
+    let published = missing.newest.checkpoint.size;
+    Break {
+        stream: HEADS,
+        position: i64::try_from(missing.count).unwrap_or(i64::MAX),
+        expected: format!("{published} heads, as published"),
+        found: missing.count.to_string(),
+        what: "publication",
+    }
+}
+
 fn undeclared(gap: &Gap) -> Break {
     Break {
         stream: gap.stream,
@@ -263,6 +275,7 @@ impl Publication {
                 found: format!("something else: {why}"),
                 what: "publication",
             }],
+            Verdict::Behind(missing) if missing.gaps.is_empty() => vec![unheaded(missing)],
             Verdict::Behind(missing) => missing.gaps.iter().map(undeclared).collect(),
             Verdict::Away(why) => {
                 tracing::warn!(why, "the log was verified without its publication");

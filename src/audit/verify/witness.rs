@@ -6,19 +6,23 @@ use std::sync::PoisonError;
 
 use chrono::{DateTime, Utc};
 use diesel::dsl::sql;
-use diesel::prelude::{ExpressionMethods, QueryDsl};
-use diesel::sql_types::Bool;
+use diesel::prelude::{ExpressionMethods, QueryDsl, Queryable, Selectable, SelectableHelper};
+use diesel::sql_types::{Bool, Nullable, Text};
 use diesel_async::RunQueryDsl;
+use serde_json::Value;
 
 use super::findings::Findings;
 use super::pass::Pass;
 use super::rows::Claim;
 use crate::audit::entry::Labels;
+use crate::audit::merkle::Hash;
 use crate::audit::staged;
+use crate::clock::Timestamp;
 use crate::error::Result;
 use crate::keyring::Deployment;
 use crate::store::Connection;
 use crate::store::schema::{audit_logs, subject_erasures, subjects};
+use crate::values::jcs;
 
 /// So many living persons are remembered, so that each section need not ask for the same ones.
 const REMEMBERED: usize = 1 << 16;
@@ -87,7 +91,8 @@ pub(super) async fn look(
         }
         findings.gone.insert(*person);
         if !seen.erased.contains(person) {
-            let expected = "a person of the keyring, or the entry and the tombstone of an erasure";
+            let expected =
+                "a person of the keyring, or the entry and the tombstone of an erasure, with one certificate";
             findings.add((stream, *position), "subjects", expected, format!("neither of {person}"));
         }
     }
@@ -114,35 +119,83 @@ fn compare(claim: &Claim, seen: &Seen, findings: &mut Findings) {
     }
 }
 
-/// Who of these was erased: a tombstone says so, and an entry that a daemon has made, which may still be on its way. Only an
-/// erasure that was done has a certificate, whose digest its entry bears; one that was refused or only counted has none.
+/// Who of these was erased: a tombstone says so, and an entry that a daemon has made, which may still be on its way. The entry
+/// bears the digest of the certificate: an erasure that was refused or only counted has none, and a tombstone that was changed
+/// has another.
 async fn erased(connection: &mut Connection, own: &Deployment, gone: &[i64]) -> Result<HashSet<i64>> {
-    let tombstones: Vec<(i64, String)> = subject_erasures::table
+    let tombstones: Vec<Tombstone> = subject_erasures::table
         .filter(subject_erasures::subject_id.eq_any(gone))
-        .select((subject_erasures::subject_id, subject_erasures::entry_id))
+        .select(Tombstone::as_select())
         .load(connection)
         .await?;
-    let ids: Vec<&str> = tombstones.iter().map(|(_, entry)| entry.as_str()).collect();
-    let entered: Vec<(String, Option<i64>)> = audit_logs::table
+    let ids: Vec<&str> = tombstones.iter().map(|tombstone| tombstone.entry_id.as_str()).collect();
+    let entered: Vec<Erasure> = audit_logs::table
         .filter(audit_logs::id.eq_any(&ids))
         .filter(audit_logs::action.eq(ERASURE))
         .filter(audit_logs::outcome.eq("success"))
-        .filter(sql::<Bool>("labels ?& array['sidekeep.method', 'sidekeep.row_sha256']"))
-        .select((audit_logs::id, audit_logs::subject_id))
+        .filter(sql::<Bool>("labels ? 'sidekeep.method'"))
+        .select((
+            audit_logs::id,
+            audit_logs::subject_id,
+            sql::<Nullable<Text>>("labels ->> 'sidekeep.row_sha256'"),
+        ))
         .load(connection)
         .await?;
-    let mut told: HashSet<(String, Option<i64>)> = entered.into_iter().collect();
+    let mut told: HashSet<Erasure> = entered.into_iter().collect();
     if told.len() < tombstones.len() {
         let staged = staged::genuine(connection, own, ERASURE).await?;
-        let done = staged.into_iter().filter(|entry| entry.labels.as_ref().is_some_and(Labels::has_digest));
-        told.extend(done.map(|entry| (entry.id, entry.subject_id)));
+        told.extend(staged.into_iter().map(|entry| {
+            let digest = entry.labels.as_ref().and_then(Labels::digest).map(str::to_owned);
+            (entry.id, entry.subject_id, digest)
+        }));
     }
-    let is_told = |(person, entry): (i64, String)| told.contains(&(entry, Some(person))).then_some(person);
+    let is_told = |tombstone: Tombstone| {
+        let person = tombstone.subject_id;
+        let digest = tombstone.digest()?;
+        told.contains(&(tombstone.entry_id, Some(person), Some(digest))).then_some(person)
+    };
     Ok(tombstones.into_iter().filter_map(is_told).collect())
 }
 
+<<<<<<< HEAD
 /// Which of these rows were removed by a daemon, as the log says, and when last. An entry that is still on its way was staged
 /// by the transaction that removed the row.
+=======
+/// What the entry of an erasure says: its id, whom it concerns, and the digest of the certificate.
+type Erasure = (String, Option<i64>, Option<String>);
+
+/// What an erasure leaves.
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = subject_erasures, check_for_backend(diesel::pg::Pg))]
+struct Tombstone {
+    subject_id: i64,
+    erased_at: DateTime<Utc>,
+    reason: String,
+    entry_id: String,
+    certificate_id: String,
+    certificate: Value,
+}
+
+impl Tombstone {
+    /// The SHA-256 of what its certificate says; nothing where the certificate is not that of these columns.
+    fn digest(&self) -> Option<String> {
+        let body = self.certificate.get("body")?;
+        let at = Timestamp::from(self.erased_at).to_string();
+        let columns = [
+            ("id", &self.certificate_id),
+            ("reason", &self.reason),
+            ("entry_id", &self.entry_id),
+            ("erased_at", &at),
+        ];
+        let agree = columns
+            .iter()
+            .all(|(name, column)| body.get(name).and_then(Value::as_str) == Some(column.as_str()));
+        agree.then(|| jcs(body)).flatten().map(|canonical| Hash::of(&[&canonical]).hex())
+    }
+}
+
+/// Which of the rows that are not there were removed by a daemon, as the log says.
+>>>>>>> main
 async fn removed(
     connection: &mut Connection,
     own: &Deployment,

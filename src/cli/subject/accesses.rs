@@ -59,7 +59,7 @@ pub(in crate::cli) fn run(args: &Args, global: &Global) -> anyhow::Result<()> {
     loop {
         let text = serde_json::value::to_raw_value(&Value::Object(params.clone()))?;
         let result = match args.socket.ask(global, "subject.accesses", &text)? {
-            Answer::Error(refusal) => return Err(socket::refused(&refusal)),
+            Answer::Error(refusal) => return Err(refusal.into()),
             Answer::Result(result) => result,
         };
         if global.json {

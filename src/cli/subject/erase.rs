@@ -16,7 +16,7 @@ pub(in crate::cli) struct Erase {
     #[arg(value_name = "USER")]
     user: String,
     /// Why: request, consent_withdrawn, objection, unlawful, retention or other
-    #[arg(long)]
+    #[arg(long, value_parser = ["request", "consent_withdrawn", "objection", "unlawful", "retention", "other"], hide_possible_values = true)]
     reason: String,
     /// What to remember of it; it must not name the person
     #[arg(long, value_name = "TEXT")]

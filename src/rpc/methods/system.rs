@@ -15,6 +15,7 @@ use crate::audit::publication;
 use crate::config::{LogLevel, Period};
 use crate::error::{Error, Result};
 use crate::jobs::{JOBS, Job, JobRun, RunState};
+use crate::keyring::Daemon;
 use crate::rpc::call::Call;
 use crate::rpc::params::None;
 use crate::subjects::request::OpenRequests;
@@ -98,6 +99,8 @@ struct Report {
     connections: ConnectionsReport,
     /// Calls.
     calls: CallsReport,
+    /// The daemons that lived when that was last looked at, this one among them.
+    daemons: Vec<Daemon>,
     /// The streams of the audit log that this daemon writes at present; it leases one when it first has an entry.
     streams: Vec<Leased>,
     /// Requests that wait for the writers of the audit log.
@@ -252,7 +255,7 @@ pub(super) fn add(methods: &mut Methods) {
         About::own(
             "system.status",
             "Version, uptime, calls, pool and what PostgreSQL last said of itself.",
-            ("{}", r#"{"version":"0.1.0","deployment":"sidekeep","uptime_seconds":12,"health":{"status":"ok","checks":{"database":{"status":"ok","message":null},"drain":{"status":"ok","message":null},"jobs":{"status":"ok","message":null},"publication":{"status":"ok","message":null}}},"connections":{"open":1,"max":10000},"calls":{"in_flight":0,"max":4096,"draining":false},"streams":[{"stream":0,"size":42,"epoch":1,"leased_until":"2026-11-20T19:55:15.000000Z"}],"queue":{"waiting":0,"max":16384},"lag":{"staged":0,"oldest_seconds":0.0,"age_seconds":1},"pool":{"max":8,"open":1,"free":1,"waiting":0},"database":{"version":"150018","in_recovery":false,"synchronous_standby_names":"","synchronous_standbys":0,"age_seconds":1},"publication":{"state":"off","size":null,"at":null,"age_seconds":null,"message":null,"gaps":[]},"verification":{"age_seconds":null,"entries":null},"jobs":{},"requests":{"open":3,"due_soon":1,"overdue":0},"kek_ids":["6c1b9f0d2a7e4835"],"log_level":"info","reload_error":null}"#),
+            ("{}", r#"{"version":"0.1.0","deployment":"sidekeep","uptime_seconds":12,"health":{"status":"ok","checks":{"database":{"status":"ok","message":null},"drain":{"status":"ok","message":null},"jobs":{"status":"ok","message":null},"publication":{"status":"ok","message":null}}},"connections":{"open":1,"max":10000},"calls":{"in_flight":0,"max":4096,"draining":false},"daemons":[{"daemon":"web-1 4711 0193f0c2-8e1b-7a34-9c55-1d2e3f405162","host":"web-1","version":"0.1.0","kek_ids":["6c1b9f0d2a7e4835"],"wraps_under":"6c1b9f0d2a7e4835","started_at":"2026-11-20T19:54:48.000000Z","seen_at":"2026-11-20T19:55:00.000000Z"}],"streams":[{"stream":0,"size":42,"epoch":1,"leased_until":"2026-11-20T19:55:15.000000Z"}],"queue":{"waiting":0,"max":16384},"lag":{"staged":0,"oldest_seconds":0.0,"age_seconds":1},"pool":{"max":8,"open":1,"free":1,"waiting":0},"database":{"version":"150018","in_recovery":false,"synchronous_standby_names":"","synchronous_standbys":0,"age_seconds":1},"publication":{"state":"off","size":null,"at":null,"age_seconds":null,"message":null,"gaps":[]},"verification":{"age_seconds":null,"entries":null},"jobs":{},"requests":{"open":3,"due_soon":1,"overdue":0},"kek_ids":["6c1b9f0d2a7e4835"],"log_level":"info","reload_error":null}"#),
         ),
         |call, _: None| async move { Ok(report(&call)) },
     );
@@ -432,6 +435,7 @@ fn report(call: &Call) -> Report {
             max: call.app.config.limits.calls,
             draining: call.calls.is_draining(),
         },
+        daemons: call.app.records.keyring().seen_daemons().to_vec(),
         streams: call.app.records.log().leased(),
         queue: queue(call),
         lag: lag(call),

@@ -20,10 +20,10 @@ use super::manifest::{Head, Listed, Manifest};
 use super::part::{Part, parts};
 use super::{Export, Progress, Sink, Surroundings, enter, find, page, stream};
 use crate::audit::By;
+use crate::audit::document::Signed;
 use crate::durable::{self, Unnamed};
 use crate::error::{Error, Result};
 use crate::records::Records;
-use crate::subjects::document::Signed;
 
 /// Only its owner reads it.
 const MODE: u32 = 0o600;

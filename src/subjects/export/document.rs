@@ -11,10 +11,10 @@ use super::manifest::Head;
 use super::part::{Part, Within, parts};
 use super::{Export, Progress, Scope, Sink, Surroundings, enter, find, stream};
 use crate::audit::By;
+use crate::audit::document::Signed;
 use crate::error::{Error, Result};
 use crate::keyring::Subject;
 use crate::records::Records;
-use crate::subjects::document::Signed;
 use crate::values::Json;
 
 /// What a document has beside the person's data, at most.

@@ -81,12 +81,12 @@ pub async fn list(records: &Records, by: &By, list: &List, max_bytes: u64) -> Re
     found.truncate(taken);
     let last = found.last().filter(|_| more).map(|(_, last)| (last.received_at, last.id.clone()));
     let own = records.keyring().own()?;
+    if let Some(user_id) = &list.user_id {
+        records.names(by, user_id).await?;
+    }
     let mut items = Vec::with_capacity(found.len());
     for (person, stored) in found {
         let subject = person.map(|person| records.keyring().open(person)).transpose()?;
-        if let (Some(subject), true) = (&subject, list.user_id.is_some()) {
-            by.concerns(&subject.user_id);
-        }
         items.push(stored.open(subject.as_ref(), own)?);
     }
     Ok(Page { items, next_cursor: last.map(|key| encode(&key)).transpose()? })

@@ -11,6 +11,7 @@ pub mod prometheus;
 mod proxy;
 mod psql;
 mod session;
+mod stores;
 
 pub use client::{Answer, Client, RpcError, read};
 pub use cluster::{Cluster, libfaketime, migrate, sql};
@@ -18,6 +19,7 @@ pub use daemon::{Daemon, World, sidekeep};
 pub use proxy::{Fault, Proxy};
 pub use psql::Psql;
 pub use session::Session;
+pub use stores::{Passage, Store};
 
 use std::time::{Duration, Instant};
 

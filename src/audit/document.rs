@@ -5,10 +5,11 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::audit::Log;
+use super::Log;
 use crate::error::{Error, Result};
 use crate::keyring::verifies;
 use crate::values::jcs;
@@ -58,6 +59,19 @@ impl<B: Serialize> Signed<B> {
 pub fn canonical(body: &impl Serialize) -> Result<Vec<u8>> {
     let body = serde_json::to_value(body).map_err(Error::internal)?;
     jcs(&body).ok_or_else(|| Error::internal("a signed document holds a number that is no double"))
+}
+
+impl<B: DeserializeOwned> Signed<B> {
+    /// Reads a document, and checks its signature; answers the public key that has signed it, too. Whether that key is one to
+    /// trust is for the caller to say.
+    ///
+    /// # Errors
+    /// [`Unsigned`].
+    pub fn read(bytes: &[u8]) -> Result<(Self, Vec<u8>), Unsigned> {
+        let document: Value = serde_json::from_slice(bytes).map_err(|_| Unsigned::Form)?;
+        let key = verify(&document)?;
+        Ok((serde_json::from_value(document).map_err(|_| Unsigned::Form)?, key))
+    }
 }
 
 /// Checks a document, and answers the public key that has signed it.
