@@ -157,10 +157,6 @@ async fn erased(connection: &mut Connection, own: &Deployment, gone: &[i64]) -> 
     Ok(tombstones.into_iter().filter_map(is_told).collect())
 }
 
-<<<<<<< HEAD
-/// Which of these rows were removed by a daemon, as the log says, and when last. An entry that is still on its way was staged
-/// by the transaction that removed the row.
-=======
 /// What the entry of an erasure says: its id, whom it concerns, and the digest of the certificate.
 type Erasure = (String, Option<i64>, Option<String>);
 
@@ -194,8 +190,8 @@ impl Tombstone {
     }
 }
 
-/// Which of the rows that are not there were removed by a daemon, as the log says.
->>>>>>> main
+/// Which of these rows were removed by a daemon, as the log says, and when last. An entry that is still on its way was staged
+/// by the transaction that removed the row.
 async fn removed(
     connection: &mut Connection,
     own: &Deployment,
