@@ -12,6 +12,7 @@ use tokio_util::task::TaskTracker;
 use crate::audit::Log;
 use crate::backup;
 use crate::backup::keyring::Lateness;
+use crate::clock::Anchor;
 use crate::config::{self, Config, OnGap};
 use crate::error::Error;
 use crate::keyring::{Kek, KekError, Keks, Keyring, Listed, SigningKey, SigningKeyError, StartError};
@@ -52,6 +53,8 @@ pub struct App {
     pub telemetry: Telemetry,
     /// When this daemon started.
     pub started: Instant,
+    /// That moment by this host's clocks: whether one was moved since.
+    pub clock: Anchor,
     /// Where every task is spawned.
     pub tracker: TaskTracker,
     /// Cancelled when the daemon ends.
@@ -121,6 +124,7 @@ impl App {
             state: watch::Sender::new(State::Waiting("not tried yet".into())),
             reload_error: Mutex::new(None),
             started: Instant::now(),
+            clock: Anchor::now(),
             config,
             telemetry,
             tracker,

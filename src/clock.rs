@@ -1,6 +1,7 @@
 //! The only reader of the time, and the one form in which times cross the socket.
 
-use chrono::{DateTime, Datelike, SubsecRound, Timelike, Utc};
+use chrono::{DateTime, Datelike, SubsecRound, TimeDelta, Timelike, Utc};
+use nix::time::{ClockId, clock_gettime};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
@@ -13,6 +14,30 @@ pub fn now() -> Timestamp {
 /// An instant to the microsecond, between the years 1 and 9999: RFC 3339 in UTC as text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(DateTime<Utc>);
+
+/// A moment by this host's clock and by how long it is up, which no setting of the clock moves.
+#[derive(Clone, Copy, Debug)]
+pub struct Anchor {
+    wall: DateTime<Utc>,
+    up: Option<TimeDelta>,
+}
+
+impl Anchor {
+    /// This moment.
+    pub fn now() -> Self {
+        // Counts while the host sleeps, too.
+        let up = clock_gettime(ClockId::CLOCK_BOOTTIME).ok();
+        let up = up.map(|up| TimeDelta::seconds(up.tv_sec()) + TimeDelta::nanoseconds(up.tv_nsec()));
+        Self { wall: now().0, up }
+    }
+
+    /// How far the clock was moved since.
+    pub fn moved(self) -> TimeDelta {
+        let present = Self::now();
+        let passed = present.up.zip(self.up).map(|(present, then)| present - then);
+        passed.map_or(TimeDelta::zero(), |passed| present.wall - self.wall - passed)
+    }
+}
 
 impl Timestamp {
     /// The instant in chrono's type, as diesel binds it.

@@ -24,6 +24,14 @@ pub enum Error {
         /// The noun, as in `profile`.
         what: &'static str,
     },
+    /// There is no such entry any more: retention has dropped its month.
+    #[error("the entry is no longer here: retention has dropped its month, {month}{}", place(.object.as_deref()))]
+    Archived {
+        /// The month.
+        month: String,
+        /// The archive's object, where it is still kept.
+        object: Option<String>,
+    },
     /// It exists already, the same id has other content, or the expected version is not the current one.
     #[error("{message}")]
     Conflict {
@@ -105,6 +113,13 @@ impl Error {
     pub fn unavailable(why: impl Into<String>) -> Self {
         Self::Unavailable { why: why.into() }
     }
+}
+
+fn place(object: Option<&str>) -> String {
+    object.map_or_else(
+        || "; its archive is gone too".to_owned(),
+        |object| format!("; it is in the archive: {object}"),
+    )
 }
 
 /// An error with what caused it, for the log.

@@ -8,6 +8,7 @@ mod columns;
 pub mod document;
 mod doing;
 mod draft;
+mod dropped;
 pub mod entry;
 mod filter;
 pub mod gap;

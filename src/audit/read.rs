@@ -175,7 +175,13 @@ impl Log {
                 Ok(stored)
             })
             .await?;
-        found.ok_or(Error::NotFound { what: "entry" })
+        match (found, which.stream, which.position) {
+            (Some(found), ..) => Ok(found),
+            (None, Some(stream), Some(position)) => {
+                Err(self.archived(stream, position, &by.deadline).await?)
+            }
+            _ => Err(Error::NotFound { what: "entry" }),
+        }
     }
 
     /// A page of entries, the newest first.

@@ -9,6 +9,7 @@ use diesel::prelude::{ExpressionMethods, OptionalExtension, QueryDsl, QueryableB
 use diesel::sql_types::{Array, Bytea, Int4, Int8, Nullable};
 use diesel_async::RunQueryDsl;
 
+use super::dropped::Dropped;
 use super::growth::{self, Growth, HEIGHT, root_over};
 use super::merkle::{Hash, Node, Step, resolve};
 use crate::error::{Error, Result};
@@ -156,6 +157,37 @@ impl Tree {
             level = level.saturating_add(HEIGHT);
         }
         Ok(edge)
+    }
+
+    /// The tree over its first leaves, of which those in `gone` are not in the log any more.
+    ///
+    /// # Errors
+    /// [`Error::Tampered`] where a hash is missing.
+    pub(super) async fn growth_at(
+        self,
+        connection: &mut Connection,
+        size: u64,
+        gone: Option<&Dropped>,
+    ) -> Result<Growth> {
+        let number = |number: u64| i64::try_from(number).map_err(Error::internal);
+        let first = size >> HEIGHT << HEIGHT;
+        let known = gone.map_or(0, |gone| gone.tree.size()).clamp(first, size);
+        let mut edge: Vec<u8> = Vec::new();
+        for position in first..known {
+            let leaf = gone.and_then(|gone| gone.leaf(position)).ok_or_else(|| self.broken())?;
+            edge.extend(leaf.bytes());
+        }
+        let leaves = self.leaves(connection, number(known)?, number(size)?).await?;
+        edge.extend(leaves.into_iter().flatten());
+        let mut level = HEIGHT;
+        while size >> level > 0 {
+            let to = size >> level;
+            let (from, to) = (number(to >> HEIGHT << HEIGHT)?, number(to)?);
+            let height = i32::try_from(level).map_err(Error::internal)?;
+            edge.extend(self.nodes(connection, height, from, to).await?.into_iter().flatten());
+            level = level.saturating_add(HEIGHT);
+        }
+        Growth::read(size, &edge).ok_or_else(|| self.broken())
     }
 
     async fn nodes(

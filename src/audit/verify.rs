@@ -92,6 +92,8 @@ pub struct Report {
     pub erased_subjects: u64,
     /// How many losses are declared.
     pub gaps: u64,
+    /// How many entries retention has dropped, of which the hashes are left: their archive has them.
+    pub dropped: u64,
     /// The places that are not as they must be: of each kind a hundred.
     pub breaks: Vec<Break>,
     /// How many more there are.
@@ -197,11 +199,12 @@ impl Log {
             }
         }
         let gaps = u64::try_from(plan.gaps.len()).unwrap_or(u64::MAX);
+        let dropped = plan.dropped.values().filter_map(|size| u64::try_from(*size).ok()).sum();
         let entries = findings.entries;
         let erased_subjects = u64::try_from(findings.gone.len()).unwrap_or(u64::MAX);
         let (breaks, more_breaks) = findings.breaks();
         let verdict = if breaks.is_empty() { "intact" } else { "broken" };
-        Ok((Report { verdict, entries, erased_subjects, gaps, breaks, more_breaks }, states))
+        Ok((Report { verdict, entries, erased_subjects, gaps, dropped, breaks, more_breaks }, states))
     }
 }
 

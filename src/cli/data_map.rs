@@ -24,7 +24,7 @@ pub(super) fn run(_: Args, global: &Global) -> anyhow::Result<()> {
         let (tracker, end) = (TaskTracker::new(), CancellationToken::new());
         let store = app::open_store(&loaded.config, &tracker, &end)?;
         let deadline = Deadline::after(loaded.config.limits.call_timeout.duration(), end.clone());
-        let map = data_map(&store, loaded.config.deployment.name.as_str(), &deadline).await;
+        let map = data_map(&store, &loaded.config, &deadline).await;
         end.cancel();
         anyhow::Ok(map?)
     })?;

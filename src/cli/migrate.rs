@@ -16,6 +16,13 @@ pub(super) struct Args {
     /// Change nothing; exit with 1 when there is something to do
     #[arg(long)]
     check: bool,
+
+    /// Confirm how long the audit log is kept (retention.audit_logs), and that PostgreSQL's clock is right
+    ///
+    /// Without it no month of the log is dropped before seven years, whatever the configuration says. Once confirmed, the
+    /// daemon may drop a month that old; to keep the log longer needs no confirmation.
+    #[arg(long, conflicts_with = "check")]
+    confirm_retention: bool,
 }
 
 /// Applies what is missing, and answers the versions applied.
@@ -39,12 +46,21 @@ pub(super) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
     } else {
         (migrate(database, &url)?, "applied")
     };
+    let confirmed = args.confirm_retention.then_some(loaded.config.retention.audit_logs);
+    if let Some(period) = confirmed {
+        let tracker = TaskTracker::new();
+        runtime()?.block_on(migrations::confirm_retention(database, &url, &tracker, period))?;
+    }
     if global.json {
-        output::line(&serde_json::json!({ done: names }).to_string())?;
+        let confirmed = confirmed.map(|period| period.to_string());
+        output::line(&serde_json::json!({ done: names, "retention_confirmed": confirmed }).to_string())?;
     } else if names.is_empty() {
         output::line("the schema is up to date")?;
     } else {
         names.iter().try_for_each(|name| output::line(&format!("{done}: {name}")))?;
+    }
+    if let Some(period) = confirmed.filter(|_| !global.json) {
+        output::line(&format!("confirmed: a month of the audit log may go {period} after its end"))?;
     }
     if args.check && !names.is_empty() {
         anyhow::bail!("{} migrations are pending; run: sidekeep migrate", names.len());

@@ -186,7 +186,11 @@ fn show(report: &Report, global: &Global) -> anyhow::Result<()> {
             0 => String::new(),
             count => format!(", with {count} declared gaps"),
         };
-        output::line(&format!("{}{gaps}: {} entries{erased}", report.verdict, report.entries))?;
+        let dropped = match report.dropped {
+            0 => String::new(),
+            count => format!(", and {count} dropped after their retention, which are in the archive"),
+        };
+        output::line(&format!("{}{gaps}: {} entries{erased}{dropped}", report.verdict, report.entries))?;
         for place in &report.breaks {
             let (stream, position) = (place.stream, place.position);
             output::line(&format!(

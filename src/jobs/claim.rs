@@ -3,7 +3,9 @@
 //! Each statement may be sent again after a lost connection: it finds what its first sending did, by run, epoch and holder.
 
 use chrono::{DateTime, TimeDelta, Utc};
-use diesel::prelude::{ExpressionMethods, QueryDsl, Queryable, QueryableByName, Selectable};
+use diesel::prelude::{
+    ExpressionMethods, OptionalExtension, QueryDsl, Queryable, QueryableByName, Selectable, SelectableHelper,
+};
 use diesel::sql_types::{Array, Bool, Int8, Jsonb, Nullable, Text, Timestamptz};
 use diesel_async::RunQueryDsl;
 use schemars::JsonSchema;
@@ -11,9 +13,9 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::clock::Timestamp;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::store::schema::job_runs;
-use crate::store::{Deadline, Store};
+use crate::store::{Connection, Deadline, Store};
 
 /// A holder whose heartbeat is older than this may be dead.
 pub(super) const STALE: TimeDelta = TimeDelta::seconds(30);
@@ -293,7 +295,7 @@ impl Run {
         deadline: &Deadline,
     ) -> Result<Option<Self>> {
         const FINISH: &str = "WITH finished AS ( \
-            UPDATE sidekeep.job_runs SET state = $3, finished_at = now(), counts = $4, error = $5 \
+            UPDATE sidekeep.job_runs SET state = $3, finished_at = now(), counts = coalesce($4, counts), error = $5 \
             WHERE run = $1 AND epoch = $2 AND state = 'running' RETURNING *) \
             SELECT * FROM finished UNION ALL \
             SELECT * FROM sidekeep.job_runs WHERE run = $1 AND epoch = $2 AND state <> 'running'";
@@ -311,6 +313,60 @@ impl Run {
             Ok(query.load::<Self>(connection).await?)
         });
         Ok(finished.await?.pop())
+    }
+}
+
+impl Run {
+    /// The run of a job that is going on. There is one at the most.
+    pub(super) async fn of(store: &Store, name: &str, deadline: &Deadline) -> Result<Option<Self>> {
+        let running = store.single(deadline, "jobs.running", async |connection| {
+            let rows = job_runs::table.filter(job_runs::name.eq(name)).filter(job_runs::state.eq("running"));
+            Ok(rows.select(Self::as_select()).first(connection).await.optional()?)
+        });
+        running.await
+    }
+
+    /// Adds to what it has done, in the transaction that does it: so the counts are true whoever goes on with the run.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] where this holder's epoch is over: nothing of the transaction may stay.
+    pub(super) async fn count(&self, tx: &mut Connection, (kind, number): (&'static str, i64)) -> Result<()> {
+        const COUNT: &str = "UPDATE sidekeep.job_runs SET counts = jsonb_set(coalesce(counts, '{}'), ARRAY[$3], \
+            to_jsonb(coalesce((counts ->> $3)::bigint, 0) + $4)) WHERE run = $1 AND epoch = $2 AND state = 'running'";
+        let query = diesel::sql_query(COUNT).bind::<Text, _>(&self.run).bind::<Int8, _>(self.epoch);
+        match query.bind::<Text, _>(kind).bind::<Int8, _>(number).execute(tx).await? {
+            0 => Err(Error::conflict("another daemon has taken this run over")),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What of the runs is past `retention.job_runs` at `$1`. The last run of a job stays, and the last that succeeded: they say
+/// what is due next.
+macro_rules! expired {
+    () => {
+        "sidekeep.job_runs r JOIN sidekeep.retention_policies p ON p.name = 'job_runs' \
+         WHERE r.finished_at <= $1 - make_interval(secs => p.keep_seconds) AND (r.dry_run OR ( \
+            EXISTS (SELECT FROM sidekeep.job_runs n WHERE n.name = r.name AND NOT n.dry_run AND n.due_at > r.due_at) \
+            AND (r.state <> 'ok' OR EXISTS (SELECT FROM sidekeep.job_runs n \
+                WHERE n.name = r.name AND NOT n.dry_run AND n.state = 'ok' AND n.due_at > r.due_at))))"
+    };
+}
+
+/// Deletes the runs that were kept long enough, so many at a time.
+pub(super) async fn expire(store: &Store, at: DateTime<Utc>, deadline: &Deadline) -> Result<i64> {
+    const EXPIRE: &str =
+        concat!("DELETE FROM sidekeep.job_runs WHERE run IN (SELECT r.run FROM ", expired!(), " LIMIT 1000)");
+    let mut expired = 0_i64;
+    loop {
+        let rows = store.autocommit(deadline, "jobs.expire", async |connection| {
+            Ok(diesel::sql_query(EXPIRE).bind::<Timestamptz, _>(at).execute(connection).await?)
+        });
+        let rows = i64::try_from(rows.await?).unwrap_or(i64::MAX);
+        if rows == 0 {
+            return Ok(expired);
+        }
+        expired = expired.saturating_add(rows);
     }
 }
 

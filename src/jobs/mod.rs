@@ -10,6 +10,7 @@ mod claim;
 mod drill;
 mod history;
 mod keyring_backup;
+mod retention;
 mod rotation;
 mod run;
 mod schedule;
@@ -60,7 +61,7 @@ pub struct Job {
 }
 
 /// Every job of this daemon.
-pub static JOBS: [Job; 7] = [
+pub static JOBS: [Job; 8] = [
     Job {
         name: archive::NAME,
         settings: |jobs| &jobs.archive,
@@ -130,6 +131,15 @@ pub static JOBS: [Job; 7] = [
                 Ok(Counts::from([("months", months)]))
             })
         },
+    },
+    Job {
+        name: retention::NAME,
+        settings: |jobs| &jobs.retention,
+        lacks: |_| None,
+        limit: Duration::from_secs(6 * 3600),
+        has_dry_run: true,
+        pruned: false,
+        work: |app, deadline, dry_run| Box::pin(retention::run(app, deadline, dry_run)),
     },
     Job {
         name: "verify",

@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use super::asked::{ASKED, in_the_way};
 use super::claim::{self, Claim, JobRun, Look, Run, RunState};
+use super::retention::policies;
 use super::run::Task;
 use super::schedule::Schedule;
 use super::suspects::Suspects;
@@ -222,6 +223,7 @@ impl Jobs {
         if drain.run_until_cancelled(self.app.opened()).await.is_none() {
             return;
         }
+        self.mirror_policies().await;
         let wakes = Wakes::start().await;
         let mut suspects = Suspects::default();
         let mut failing = false;
@@ -247,6 +249,17 @@ impl Jobs {
             }
         }
         wakes.stop().await;
+    }
+
+    /// The views say what retention will remove as soon as a daemon that runs it has started.
+    async fn mirror_policies(&self) {
+        let config = &self.app.config;
+        if config.jobs.enabled && config.jobs.retention.enabled {
+            let mirrored = policies::mirror(self.store(), &config.retention, &self.patience()).await;
+            if let Err(error) = mirrored {
+                tracing::warn!(error = %chain(&error), "what [retention] says is written with its next run");
+            }
+        }
     }
 
     /// Begins what is due, and goes on with what a dead holder left. Answers when to look again.

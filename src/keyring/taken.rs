@@ -35,6 +35,20 @@ impl Person {
         Ok(row.for_share().first(tx).await.optional()?.map(first))
     }
 
+    /// As [`Person::share`], of those of these people who still exist and whom nobody takes alone at this moment: waits for
+    /// nobody. In the order of the subject ids.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn share_free(tx: &mut Connection, subject_ids: &[i64]) -> Result<Vec<Self>> {
+        let rows = subjects::table
+            .filter(subjects::subject_id.eq_any(subject_ids))
+            .order(subjects::subject_id)
+            .select((Self::as_select(), pg_try_advisory_xact_lock_shared(subjects::subject_id)));
+        let rows: Vec<(Self, bool)> = rows.for_share().skip_locked().load(tx).await?;
+        Ok(rows.into_iter().filter_map(|(person, taken)| taken.then_some(person)).collect())
+    }
+
     /// Reads a person and takes the row alone: who writes about the person has ended, and waits until the transaction ends.
     ///
     /// # Errors
@@ -69,4 +83,7 @@ diesel::define_sql_function! {
 }
 diesel::define_sql_function! {
     fn pg_advisory_xact_lock(key: Int8) -> Bool;
+}
+diesel::define_sql_function! {
+    fn pg_try_advisory_xact_lock_shared(key: Int8) -> Bool;
 }

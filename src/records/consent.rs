@@ -1,5 +1,7 @@
 //! `consent.*`: consents and withdrawals, append-only, as they stood at any time.
 
+mod retention;
+
 use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};

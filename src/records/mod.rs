@@ -8,6 +8,7 @@ pub mod find;
 mod held;
 pub mod preferences;
 pub mod profile;
+pub mod retention;
 mod row;
 
 pub use held::{open_holds, unheld};

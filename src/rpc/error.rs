@@ -79,6 +79,9 @@ pub fn object(error: &Error, request_id: &str) -> ErrorObjectOwned {
             ErrorObjectOwned::owned(INVALID_PARAMS_CODE, text, Some(json!({ "field": field })))
         }
         Error::NotFound { .. } => NOT_FOUND.object(text, Value::Null),
+        Error::Archived { month, object } => {
+            NOT_FOUND.object(text, json!({ "month": month, "archive": object }))
+        }
         Error::Conflict { current_version, .. } => CONFLICT.object(
             text,
             current_version.map_or(Value::Null, |version| json!({ "current_version": version })),
@@ -105,7 +108,7 @@ fn retry_after_ms(after: Duration) -> Value {
 pub fn outcome(error: &Error) -> &'static str {
     match error {
         Error::Invalid { .. } => "invalid",
-        Error::NotFound { .. } => NOT_FOUND.name,
+        Error::NotFound { .. } | Error::Archived { .. } => NOT_FOUND.name,
         Error::Conflict { .. } => CONFLICT.name,
         Error::Forbidden { .. } => FORBIDDEN.name,
         Error::Held { .. } => HELD.name,

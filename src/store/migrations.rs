@@ -5,14 +5,14 @@
 use diesel::QueryableByName;
 use diesel::migration::{Migration, MigrationSource, MigrationVersion};
 use diesel::pg::Pg;
-use diesel::sql_types::{Bool, Text};
+use diesel::sql_types::{Bool, Int8, Text};
 use diesel_async::{AsyncMigrationHarness, RunQueryDsl, SimpleAsyncConnection};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 use tokio_util::task::TaskTracker;
 
 use super::connect::{ConnectError, Target};
 use super::{Connection, Deadline, Store};
-use crate::config::Database;
+use crate::config::{Database, Period};
 use crate::error::Result;
 
 /// The migrations that this binary carries.
@@ -127,6 +127,27 @@ pub async fn revert_all(database: &Database, url: &str, tracker: &TaskTracker) -
 pub async fn check(database: &Database, url: &str, tracker: &TaskTracker) -> Result<Schema, MigrateError> {
     let mut connection = owner(database, url, tracker).await?;
     Ok(examine(&mut connection).await?)
+}
+
+/// Writes, as the owner of the tables, how long the log is kept at the least, and that PostgreSQL's clock is right now.
+///
+/// # Errors
+/// There is no connection, or PostgreSQL refused.
+pub async fn confirm_retention(
+    database: &Database,
+    url: &str,
+    tracker: &TaskTracker,
+    period: Period,
+) -> Result<(), MigrateError> {
+    const CONFIRM: &str = "INSERT INTO sidekeep.retention_floor AS f (keep_seconds, confirmed_at, clock_seen) \
+        SELECT $1, now(), greatest(now(), (SELECT max(s.last_recorded_at) FROM sidekeep.audit_streams s), \
+            (SELECT max(r.heartbeat_at) FROM sidekeep.job_runs r)) \
+        ON CONFLICT ((true)) DO UPDATE SET keep_seconds = excluded.keep_seconds, confirmed_at = excluded.confirmed_at, \
+            clock_seen = excluded.clock_seen";
+    let mut connection = owner(database, url, tracker).await?;
+    let seconds = i64::try_from(period.duration().as_secs()).unwrap_or(i64::MAX);
+    diesel::sql_query(CONFIRM).bind::<Int8, _>(seconds).execute(&mut connection).await?;
+    Ok(())
 }
 
 impl Store {

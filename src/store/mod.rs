@@ -32,6 +32,7 @@ pub use transact::Body;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Database;
@@ -46,6 +47,12 @@ pub struct Store {
     tracker: TaskTracker,
     watch: watch::Watch,
 }
+
+/// What is counted with a transaction, in it: the kind, and how many.
+pub type Tally<'a> = dyn for<'c> Fn(&'c mut Connection, (&'static str, i64)) -> BoxFuture<'c, Result<(), Error>>
+    + Send
+    + Sync
+    + 'a;
 
 /// How many connections there are, and who waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

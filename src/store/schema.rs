@@ -264,6 +264,33 @@ diesel::table! {
 }
 
 diesel::table! {
+    sidekeep.audit_dropped (stream, month) {
+        stream -> Int4,
+        month -> Date,
+        size -> Int8,
+        edge -> Bytea,
+        at -> Timestamptz,
+        mac -> Bytea,
+    }
+}
+
+diesel::table! {
+    sidekeep.retention_policies (name) {
+        name -> Text,
+        keep_seconds -> Int8,
+        updated_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    sidekeep.retention_floor (confirmed_at) {
+        keep_seconds -> Int8,
+        confirmed_at -> Timestamptz,
+        clock_seen -> Timestamptz,
+    }
+}
+
+diesel::table! {
     sidekeep.job_runs (run) {
         run -> Text,
         name -> Text,

@@ -9,7 +9,8 @@ use diesel::sql_types::{Nullable, Text};
 use diesel_async::RunQueryDsl;
 use serde::Serialize;
 
-use super::selector::{Erasure, Export, TABLES, Table, Under, Whose};
+use super::selector::{Erasure, Export, Period, TABLES, Table, Under, Whose};
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::store::{Deadline, Store};
 
@@ -74,7 +75,8 @@ pub struct Column {
 ///
 /// # Errors
 /// The store's; an internal error where a table of the selector is not there.
-pub async fn data_map(store: &Store, deployment: &str, deadline: &Deadline) -> Result<DataMap> {
+pub async fn data_map(store: &Store, config: &Config, deadline: &Deadline) -> Result<DataMap> {
+    let settings = serde_json::to_value(config).map_err(Error::internal)?;
     let comments: Vec<Comment> = store
         .single(deadline, "data_map", async |connection| {
             Ok(diesel::sql_query(COMMENTS).load(connection).await?)
@@ -82,11 +84,15 @@ pub async fn data_map(store: &Store, deployment: &str, deadline: &Deadline) -> R
         .await?;
     let comments: BTreeMap<(String, Option<String>), String> =
         comments.into_iter().filter_map(|found| Some(((found.name, found.part), found.comment?))).collect();
-    let tables = TABLES.iter().map(|table| mapped(table, &comments)).collect::<Result<_>>()?;
-    Ok(DataMap { deployment: deployment.to_owned(), tables })
+    let tables = TABLES.iter().map(|table| mapped(table, &comments, &settings)).collect::<Result<_>>()?;
+    Ok(DataMap { deployment: config.deployment.name.as_str().to_owned(), tables })
 }
 
-fn mapped(table: &Table, comments: &BTreeMap<(String, Option<String>), String>) -> Result<Mapped> {
+fn mapped(
+    table: &Table,
+    comments: &BTreeMap<(String, Option<String>), String>,
+    settings: &serde_json::Value,
+) -> Result<Mapped> {
     let comment = |column: Option<&str>| {
         let key = (table.name.to_owned(), column.map(str::to_owned));
         let missing = || Error::internal(format!("{} has no comment, or is not there", table.name));
@@ -106,7 +112,7 @@ fn mapped(table: &Table, comments: &BTreeMap<(String, Option<String>), String>) 
             Whose::Named => "the person who acted, and the person whose data it was",
             Whose::Nobody => "nobody",
         },
-        period: table.period.key().map_or_else(|| "no period of its own".into(), str::to_owned),
+        period: kept(table.period, settings),
         erasure: match table.erasure {
             Erasure::Deleted | Erasure::Cascades => "deleted".into(),
             Erasure::MovedTo(evidence) => {
@@ -124,6 +130,19 @@ fn mapped(table: &Table, comments: &BTreeMap<(String, Option<String>), String>) 
         },
         columns: table.columns().map(column).collect::<Result<_>>()?,
     })
+}
+
+/// How long, from when, and what says so.
+fn kept(period: Period, settings: &serde_json::Value) -> String {
+    let set = period.key().map(|key| {
+        let value = settings.pointer(&format!("/{}", key.replace('.', "/"))).and_then(|value| value.as_str());
+        value.map_or_else(|| format!("not at all ({key} is not set)"), |value| format!("{value} ({key})"))
+    });
+    match (set, period.from()) {
+        (Some(set), Some(from)) => format!("{set} from {from}"),
+        (Some(set), None) => set,
+        (None, from) => from.unwrap_or("no period of its own").to_owned(),
+    }
 }
 
 fn opened_by(under: Under) -> &'static str {

@@ -17,6 +17,7 @@ use super::certificate::{Body, Certificate, Counts, FORMAT, Kept, Reason, Salt};
 use super::copies::Copies;
 use super::impersonal;
 use super::request::{Done, attach};
+use super::retention::is_forgotten;
 use super::selector::{Erasure, SCHEMA, TABLES, Table, Whose};
 use crate::audit::document::{Signed, canonical};
 use crate::audit::merkle::Hash;
@@ -24,11 +25,14 @@ use crate::audit::{By, SUBJECT, Staged};
 use crate::config::{Config, KeepConsents};
 use crate::error::{Error, Result};
 use crate::keyring::{Person, Place};
+use crate::records::retention::Retiring;
 use crate::records::{Records, unheld};
 use crate::store::Connection;
 use crate::store::schema::subject_erasures;
 use crate::values::{RecordId, ShortText, UserId};
 
+/// What the entry of an erasure is called, whoever makes it.
+const METHOD: &str = "subject.erase";
 /// How many refusals that are over are cleared away with an erasure.
 const CLEARED: i64 = 100;
 
@@ -116,6 +120,8 @@ struct Attempt<'a> {
     id: RecordId,
     entry_id: RecordId,
     salt: Salt,
+    /// Only a person whom nothing refers to.
+    retiring: Option<&'a Retiring<'a>>,
 }
 
 /// Erases a person, or counts what that would delete.
@@ -129,21 +135,52 @@ pub async fn erase(records: &Records, config: &Config, by: &By, asked: &Erase) -
     impersonal(&asked.user_id, "id", asked.id.as_ref().map(RecordId::as_str))?;
     // Before anything is erased: an erasure without its certificate cannot exist.
     records.log().signer()?;
-    let attempt = Attempt {
-        records,
-        config,
-        by,
-        asked,
-        id: asked.id.clone().unwrap_or_else(RecordId::generate),
-        entry_id: RecordId::generate(),
-        salt: asked.salt.clone().map_or_else(Salt::generate, Ok)?,
-    };
+    let attempt = Attempt::new(records, config, by, asked)?;
     let erased = records
         .entered(by, async || {
             records.store().transact(&by.deadline, by.method, async |tx| attempt.run(tx).await).await
         })
         .await?;
     Ok(Erased::Certified(Box::new(erased.ok_or(Error::NotFound { what: "subject" })?)))
+}
+
+/// Erases a person whom nothing refers to any more; answers false where that is no longer so, or a hold stands.
+///
+/// # Errors
+/// As [`erase`].
+pub(super) async fn forget(
+    records: &Records,
+    config: &Config,
+    retiring: &Retiring<'_>,
+    asked: &Erase,
+) -> Result<bool> {
+    records.log().signer()?;
+    let by = By::new(retiring.deadline.clone(), 0, METHOD, nix::unistd::geteuid().as_raw());
+    by.tells("run", retiring.run);
+    let attempt = Attempt { retiring: Some(retiring), ..Attempt::new(records, config, &by, asked)? };
+    let erased = records.entered(&by, async || {
+        records.store().transact(&by.deadline, by.method, async |tx| attempt.run(tx).await).await
+    });
+    match erased.await {
+        Ok(erased) => Ok(erased.is_some()),
+        Err(Error::Held { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+impl<'a> Attempt<'a> {
+    fn new(records: &'a Records, config: &'a Config, by: &'a By, asked: &'a Erase) -> Result<Self> {
+        Ok(Self {
+            records,
+            config,
+            by,
+            asked,
+            id: asked.id.clone().unwrap_or_else(RecordId::generate),
+            entry_id: RecordId::generate(),
+            salt: asked.salt.clone().map_or_else(Salt::generate, Ok)?,
+            retiring: None,
+        })
+    }
 }
 
 impl Attempt<'_> {
@@ -158,6 +195,9 @@ impl Attempt<'_> {
         let subject = self.records.keyring().open(person)?;
         self.by.concerns(&subject.user_id);
         unheld(tx, subject_id).await?;
+        if self.retiring.is_some() && !is_forgotten(tx, subject_id).await? {
+            return Ok(None);
+        }
         let keep = self.config.erasure.consents == KeepConsents::Keep;
         let mut rows = BTreeMap::new();
         for table in TABLES {
@@ -165,7 +205,11 @@ impl Attempt<'_> {
             let gone: Rows = diesel::sql_query(statement).bind::<Int8, _>(subject_id).get_result(tx).await?;
             rows.extend(table.counted.map(|name| (name, gone.rows)));
         }
-        self.refuse(tx).await?;
+        match self.retiring {
+            // Nobody asked for it: whoever comes back is welcome.
+            Some(retiring) => (retiring.tally)(tx, ("subjects", 1)).await?,
+            None => self.refuse(tx).await?,
+        }
         if let Some(request_id) = &self.asked.request_id {
             let done = Done { method: self.by.method, id: Some(self.id.as_str()) };
             attach(tx, request_id, subject_id, done).await?;

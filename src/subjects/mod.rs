@@ -10,6 +10,7 @@ pub mod export;
 pub mod hold;
 pub mod request;
 pub mod restrict;
+pub mod retention;
 pub mod selector;
 pub mod status;
 

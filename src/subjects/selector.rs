@@ -159,6 +159,24 @@ impl Period {
     }
 }
 
+impl Period {
+    /// What it counts from; where no key sets a period, until when a row is kept.
+    pub fn from(self) -> Option<&'static str> {
+        match self {
+            Self::Person => Some("until the application deletes it, or the person is erased or forgotten"),
+            Self::Conversations => {
+                Some("the conversation's last message, or from its creation where there is none")
+            }
+            Self::Consents => Some("its end: another of its type, its expiry, or the person's erasure"),
+            Self::AuditLogs => Some("the end of its month, and not before the confirmed floor"),
+            Self::Requests => Some("its close"),
+            Self::JobRuns => Some("its end; the last of each job stays"),
+            Self::Refusals => Some("the erasure"),
+            Self::Deployment => Some("as long as the deployment itself"),
+        }
+    }
+}
+
 const fn sealed(column: &'static str) -> Sealed {
     Sealed { column, table: None, under: Under::Person }
 }
@@ -460,6 +478,19 @@ pub const TABLES: &[Table] = &[
         Period::Deployment,
         &["one"],
         &["one", "daily", "weekly", "monthly", "physical_seconds", "at"],
+    ),
+    nobodys(
+        "audit_dropped",
+        Period::Deployment,
+        &["stream", "month"],
+        &["stream", "month", "size", "edge", "at", "mac"],
+    ),
+    nobodys("retention_policies", Period::Deployment, &["name"], &["name", "keep_seconds", "updated_at"]),
+    nobodys(
+        "retention_floor",
+        Period::Deployment,
+        &["confirmed_at"],
+        &["keep_seconds", "confirmed_at", "clock_seen"],
     ),
     nobodys(
         "daemons",

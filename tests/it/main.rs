@@ -50,6 +50,8 @@ mod records;
 mod requests;
 mod restore;
 mod restriction;
+mod retention;
+mod retention_months;
 mod rotation;
 mod schema;
 mod sealing;

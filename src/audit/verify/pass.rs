@@ -16,6 +16,7 @@ use super::findings::{Findings, at};
 use super::rows::{self, Entries};
 use super::section::{LEVEL, Mark, Outcome, Section, Steps, TileRow, Told};
 use super::{Digests, Range, witness};
+use crate::audit::dropped::{self, Dropped};
 use crate::audit::growth::HEIGHT;
 use crate::audit::heads::{CheckpointRow, HeadRow};
 use crate::audit::log::Log;
@@ -128,9 +129,39 @@ impl<'a> Pass<'a> {
         Ok(piece)
     }
 
+    /// A section of a stream. A month may be dropped while it is read: then it is looked at again.
     async fn entries(&self, stream: i32, section: Section) -> Result<Piece> {
-        let marks = self.marks(stream, &section).await?;
-        let told = Told { tiles: self.tiles_below(&section).await?, marks };
+        let mut dropped = self.dropped(stream, &section).await?;
+        loop {
+            let before = dropped.clone();
+            let piece = self.rows(stream, section, dropped).await?;
+            dropped = self.dropped(stream, &section).await?;
+            if dropped == before {
+                return Ok(piece);
+            }
+        }
+    }
+
+    /// What was dropped of a stream, where that concerns a section. What no daemon has sealed counts for nothing.
+    async fn dropped(&self, stream: i32, section: &Section) -> Result<Vec<Dropped>> {
+        let number = |number: u64| i64::try_from(number).map_err(Error::internal);
+        let ends = (number(section.from)?, number(section.to)?);
+        let rows = self.log.store.snapshot(self.deadline, "audit.verify.dropped", async |connection| {
+            dropped::within(connection, stream, ends).await
+        });
+        let own = self.log.keyring.own()?;
+        Ok(rows.await?.into_iter().filter_map(|row| row.open(own)).collect())
+    }
+
+    async fn rows(&self, stream: i32, section: Section, mut dropped: Vec<Dropped>) -> Result<Piece> {
+        let mut marks = self.marks(stream, &section).await?;
+        let cut = |dropped: &Dropped| Mark {
+            size: dropped.tree.size(),
+            root: dropped.tree.root().bytes().to_vec(),
+        };
+        marks.extend(dropped.iter().map(cut).filter(|cut| cut.size <= section.to));
+        marks.sort_by_key(|mark| mark.size);
+        let told = Told { tiles: self.tiles_below(&section).await?, marks, dropped: dropped.pop() };
         let connection = self.connection().await?;
         let query = rows::query(stream, (section.from, section.to), "true");
         let mut copied =
@@ -195,7 +226,8 @@ impl<'a> Pass<'a> {
             let size = u64::try_from(checkpoint.size).map_err(Error::internal)?;
             marks.push(Mark { size, root: checkpoint.root });
         }
-        let mut steps = Steps::new(section, Told { tiles: self.tiles_below(&section).await?, marks });
+        let mut steps =
+            Steps::new(section, Told { tiles: self.tiles_below(&section).await?, marks, dropped: None });
         for head in heads {
             if u64::try_from(head.index).is_ok_and(|index| steps.comes(index)) {
                 steps.leaf(head.head().map(|head| head.leaf()), &head.leaf_hash);

@@ -10,12 +10,14 @@ use diesel_async::RunQueryDsl;
 
 use super::findings::Findings;
 use super::state::{self, State};
+use crate::audit::dropped;
 use crate::audit::gap::{self, Gap};
 use crate::audit::heads::{CheckpointRow, StreamRow, newest};
 use crate::audit::log::Log;
 use crate::audit::staged;
 use crate::audit::tree::HEADS;
 use crate::error::Result;
+use crate::keyring::Deployment;
 use crate::store::schema::{audit_heads, audit_logs, audit_streams};
 use crate::store::{Connection, Deadline};
 
@@ -32,6 +34,8 @@ pub(super) struct Plan {
     pub(super) states: HashMap<i32, State>,
     /// What streams have lost, as the log declares.
     pub(super) gaps: HashMap<i32, Gap>,
+    /// How many entries were dropped of each stream.
+    pub(super) dropped: HashMap<i32, i64>,
     pub(super) findings: Findings,
 }
 
@@ -64,6 +68,7 @@ impl Plan {
                 audit_heads::table.select(max(audit_heads::index)).get_result(connection).await?;
             plan.heads =
                 last.and_then(|last| u64::try_from(last).ok()).map_or(0, |last| last.saturating_add(1));
+            plan.dropped(connection, own).await?;
             plan.strays(connection).await?;
             for number in staged::strangers(connection, own).await? {
                 let expected = "an entry that a daemon has staged";
@@ -77,6 +82,28 @@ impl Plan {
     /// How many entries the streams have.
     pub(super) fn entries(&self) -> u64 {
         self.streams.iter().fold(0, |sum, stream| sum.saturating_add(stream.size()))
+    }
+
+    /// What retention has dropped of each stream: as a daemon has sealed it.
+    async fn dropped(&mut self, connection: &mut Connection, own: &Deployment) -> Result<()> {
+        for row in &self.streams {
+            let rows = dropped::within(connection, row.stream, (-1, row.size)).await?;
+            for row in rows {
+                let place = (row.stream, row.size);
+                match row.open(own) {
+                    Some(dropped) => {
+                        let size = i64::try_from(dropped.tree.size()).unwrap_or(i64::MAX);
+                        let before = self.dropped.entry(place.0).or_default();
+                        *before = size.max(*before);
+                    }
+                    None => {
+                        let expected = "a row that a daemon has sealed";
+                        self.findings.add(place, "audit_dropped", expected, "another");
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     async fn strays(&mut self, connection: &mut Connection) -> Result<()> {

@@ -28,6 +28,8 @@ pub(in crate::audit) fn query(stream: i32, (from, to): (u64, u64), within: &str)
 pub(super) struct Claim {
     /// Where the entry is.
     pub(super) place: (i32, i64),
+    /// When it was appended.
+    pub(super) recorded_at: DateTime<Utc>,
     /// The record's id.
     pub(super) id: String,
     /// Whose it is.
@@ -99,7 +101,8 @@ impl Entries {
             labels.iter().find(|(key, _)| *key == DIGEST).map(|(_, digest)| digest.to_owned())
         });
         if let (Some(digest), Some(id), Some(subject)) = (digest, entry.resource_id, entry.subject_id) {
-            self.claims.push(Claim { place: (self.stream, entry.position), id, subject, digest });
+            let place = (self.stream, entry.position);
+            self.claims.push(Claim { place, recorded_at: entry.recorded_at, id, subject, digest });
         }
     }
 }

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 
 use super::findings::{Findings, at};
+use crate::audit::dropped::Dropped;
 use crate::audit::growth::{self, Growth, Tile, root_over};
 use crate::audit::merkle::{Hash, Node, hex};
 use crate::audit::tree::Tree;
@@ -52,6 +53,8 @@ pub(super) struct Told {
     pub(super) tiles: HashMap<Node, TileRow>,
     /// The sizes whose roots are known, in order.
     pub(super) marks: Vec<Mark>,
+    /// What retention has dropped: the beginning of the stream, of which the hashes are left.
+    pub(super) dropped: Option<Dropped>,
 }
 
 /// A mark within a section: the root is that of the blocks before it and these peaks.
@@ -99,6 +102,7 @@ impl Steps {
 
     /// Whether a row is of the place that comes next; what is missing before it is told, and its place taken.
     pub(super) fn comes(&mut self, position: u64) -> bool {
+        self.pass_dropped();
         let place = at(self.number(), self.next);
         if position == self.next {
             return true;
@@ -133,6 +137,7 @@ impl Steps {
 
     /// Ends the section; what is missing at its end is told.
     pub(super) fn end(mut self) -> Outcome {
+        self.pass_dropped();
         if self.next < self.section.to {
             let place = at(self.number(), self.next);
             let last = self.section.to == self.section.size;
@@ -143,6 +148,21 @@ impl Steps {
             self.stand_in(self.section.to);
         }
         self.outcome
+    }
+
+    /// Goes on over what was dropped, by the hashes that are left.
+    fn pass_dropped(&mut self) {
+        let Some(end) = self.told.dropped.as_ref().map(|dropped| dropped.tree.size()) else { return };
+        while self.next < end.min(self.section.to) {
+            let kept = || self.told.dropped.as_ref().and_then(|dropped| dropped.leaf(self.next));
+            let leaf = self.in_tile(self.next).or_else(kept).unwrap_or_else(|| {
+                let place = at(self.section.tree.number(), self.next);
+                let findings = &mut self.outcome.findings;
+                findings.add(place, "audit_nodes", "the hash of an entry that was dropped", "nothing");
+                Hash::of(&[])
+            });
+            self.push(leaf);
+        }
     }
 
     /// Goes on without rows, with what their tiles have.

@@ -30,13 +30,15 @@ const REMEMBERED: usize = 1 << 16;
 const ERASURE: &str = "subject.erase";
 /// What removes the row of a consent of somebody who lives, and is entered by itself.
 const REMOVALS: [&str; 2] = ["consent.delete", "retention"];
+/// What kind of record such an entry is about.
+const CONSENT: &str = "consent";
 
 /// What there is of the persons and consents of a section, in one snapshot.
 #[derive(Default)]
 struct Seen {
     living: HashSet<i64>,
     digests: HashMap<String, String>,
-    removed: HashSet<String>,
+    removed: HashMap<String, DateTime<Utc>>,
     erased: HashSet<i64>,
 }
 
@@ -71,7 +73,10 @@ pub(super) async fn look(
         let mut seen = Seen { living: living.into_iter().collect(), ..Seen::default() };
         if !ids.is_empty() {
             seen.digests = (pass.digests)(connection, &ids).await?;
-            seen.removed = removed(connection, &ids, &seen.digests).await?;
+            let is_there = |claim: &&Claim| seen.digests.get(&claim.id) == Some(&claim.digest);
+            let gone: BTreeSet<&str> =
+                claims.iter().filter(|claim| !is_there(claim)).map(|claim| claim.id.as_str()).collect();
+            seen.removed = removed(connection, pass.log.keyring.own()?, &gone).await?;
         }
         let gone: Vec<i64> = unknown.iter().filter(|person| !seen.living.contains(person)).copied().collect();
         if !gone.is_empty() {
@@ -105,13 +110,12 @@ fn compare(claim: &Claim, seen: &Seen, findings: &mut Findings) {
     if !seen.living.contains(&claim.subject) {
         return;
     }
-    match seen.digests.get(&claim.id) {
-        Some(digest) if *digest == claim.digest => {}
-        Some(digest) => {
-            findings.add(claim.place, "consent_records", claim.digest.as_str(), digest.as_str());
-        }
-        None if seen.removed.contains(&claim.id) => {}
-        None => findings.add(claim.place, "consent_records", claim.digest.as_str(), "nothing"),
+    let there = seen.digests.get(&claim.id);
+    // An id is free again once its record was removed: what was recorded before has gone with it.
+    let removed = seen.removed.get(&claim.id).is_some_and(|at| claim.recorded_at <= *at);
+    if there != Some(&claim.digest) && !removed {
+        let found = there.map_or("nothing", String::as_str);
+        findings.add(claim.place, "consent_records", claim.digest.as_str(), found);
     }
 }
 
@@ -186,24 +190,33 @@ impl Tombstone {
     }
 }
 
-/// Which of the rows that are not there were removed by a daemon, as the log says.
+/// Which of these rows were removed by a daemon, as the log says, and when last. An entry that is still on its way was staged
+/// by the transaction that removed the row.
 async fn removed(
     connection: &mut Connection,
-    ids: &[String],
-    there: &HashMap<String, String>,
-) -> Result<HashSet<String>> {
-    let missing: Vec<&String> = ids.iter().filter(|id| !there.contains_key(*id)).collect();
-    if missing.is_empty() {
-        return Ok(HashSet::new());
+    own: &Deployment,
+    gone: &BTreeSet<&str>,
+) -> Result<HashMap<String, DateTime<Utc>>> {
+    if gone.is_empty() {
+        return Ok(HashMap::new());
     }
-    let removals: Vec<Option<String>> = audit_logs::table
-        .filter(audit_logs::resource_id.eq_any(missing))
-        .filter(audit_logs::resource_type.eq("consent"))
+    let removals: Vec<(Option<String>, DateTime<Utc>)> = audit_logs::table
+        .filter(audit_logs::resource_id.eq_any(gone))
+        .filter(audit_logs::resource_type.eq(CONSENT))
         .filter(audit_logs::action.eq_any(REMOVALS))
         // What only a daemon writes.
         .filter(sql::<Bool>("labels ? 'sidekeep.method'"))
-        .select(audit_logs::resource_id)
+        .order(audit_logs::recorded_at)
+        .select((audit_logs::resource_id, audit_logs::recorded_at))
         .load(connection)
         .await?;
-    Ok(removals.into_iter().flatten().collect())
+    let mut removed: HashMap<String, DateTime<Utc>> =
+        removals.into_iter().filter_map(|(id, at)| Some((id?, at))).collect();
+    for action in REMOVALS {
+        let staged = staged::genuine(connection, own, action).await?;
+        let consents = staged.into_iter().filter(|entry| entry.resource_type.as_deref() == Some(CONSENT));
+        let ids = consents.filter_map(|entry| entry.resource_id);
+        removed.extend(ids.map(|id| (id, DateTime::<Utc>::MAX_UTC)));
+    }
+    Ok(removed)
 }

@@ -3,6 +3,7 @@
 pub mod message;
 mod read;
 mod repeat;
+mod retention;
 mod search;
 
 pub use read::{List, Messages, WithMessages};

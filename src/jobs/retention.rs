@@ -1,0 +1,156 @@
+//! The job `retention`: removes what `[retention]` says, kind by kind, and finds out whether it went. How a kind is removed is
+//! said where its table is.
+//!
+//! A crash at any point leaves whole batches: each is one transaction with its entries and its counts, so whoever goes on with
+//! the run finds the rest, and the counts are true.
+
+mod guard;
+pub(super) mod policies;
+
+use chrono::{DateTime, Utc};
+use futures_util::FutureExt;
+
+use super::Counts;
+use super::claim::{self, Run};
+use crate::app::App;
+use crate::error::{Error, Result, chain};
+use crate::records::retention::{Retired, Retiring};
+use crate::store::{Deadline, Tally};
+use crate::subjects::retention as subjects;
+
+/// Its name.
+pub(super) const NAME: &str = "retention";
+
+/// What is due, or was removed.
+type Kinds = [(&'static str, i64); 5];
+
+/// Removes what is due, or counts it.
+///
+/// # Errors
+/// [`Error::Conflict`] where a clock is not to be believed, or something that was due did not go; the store's.
+pub(super) async fn run(app: &App, deadline: &Deadline, dry_run: bool) -> Result<Counts> {
+    policies::mirror(app.records.store(), &app.config.retention, deadline).await?;
+    let at = guard::now(app, deadline).await?;
+    let due = due(app, at, deadline).await?;
+    if dry_run {
+        return Ok(Counts::from(due));
+    }
+    let run = Run::of(app.records.store(), NAME, deadline).await?;
+    let run = run.ok_or_else(|| Error::conflict("another daemon has ended this run"))?;
+    for (kind, _) in due {
+        let store = app.records.store();
+        store.transact(deadline, "retention.begin", async |tx| run.count(tx, (kind, 0)).await).await?;
+    }
+    remove(app, deadline, &run, (at, &due)).await?;
+    claim::expire(app.records.store(), at, deadline).await?;
+    let run = Run::of(app.records.store(), NAME, deadline).await?;
+    let counts = run.and_then(|run| run.counts).unwrap_or_default();
+    Ok(due.iter().map(|(kind, _)| (*kind, counts.get(kind).and_then(|n| n.as_i64()).unwrap_or(0))).collect())
+}
+
+/// How much is due of each kind, the views' own definition.
+async fn due(app: &App, at: DateTime<Utc>, deadline: &Deadline) -> Result<Kinds> {
+    let records = &app.records;
+    let evidence = subjects::due_evidence(records, at, deadline).await?;
+    let months = records.log().months_due(at, deadline).await?.len();
+    Ok([
+        // First: what is removed of a person is entered in the log, which refers to the person again.
+        ("subjects", subjects::due_people(records, at, deadline).await?),
+        ("conversations", records.due_conversations(at, deadline).await?),
+        ("consents", records.due_consents(at, deadline).await?.saturating_add(evidence)),
+        ("requests", subjects::due_requests(records, at, deadline).await?),
+        ("audit_months", i64::try_from(months).map_err(Error::internal)?),
+    ])
+}
+
+/// Removes kind by kind. What fails does not keep the others from going; the first failure is told at the end.
+async fn remove(app: &App, deadline: &Deadline, run: &Run, (at, due): (DateTime<Utc>, &Kinds)) -> Result<()> {
+    let tally = tally(run);
+    let retiring = Retiring { run: &run.run, at, deadline, tally: &tally };
+    let mut failed = None;
+    for (kind, due) in due {
+        let result = match of_kind(app, &retiring, kind).await {
+            Ok(retired) => gone(app, (kind, *due), (at, retired), deadline).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = result {
+            tracing::error!(kind, run = run.run, error = %chain(&error), "retention");
+            failed.get_or_insert(error);
+            if deadline.has_passed() {
+                break;
+            }
+        }
+    }
+    failed.map_or(Ok(()), Err)
+}
+
+/// Counts for a run, as long as it is this holder's.
+fn tally(run: &Run) -> Box<Tally<'_>> {
+    Box::new(move |tx, counted| {
+        let run = run.clone();
+        async move { run.count(tx, counted).await }.boxed()
+    })
+}
+
+async fn of_kind(app: &App, retiring: &Retiring<'_>, kind: &str) -> Result<Retired> {
+    let records = &app.records;
+    match kind {
+        "subjects" => subjects::retire_people(records, &app.config, retiring).await,
+        "conversations" => records.retire_conversations(retiring).await,
+        "consents" => {
+            let consents = records.retire_consents(retiring).await?;
+            let evidence = subjects::retire_evidence(records, retiring).await?;
+            Ok(Retired {
+                removed: consents.removed.saturating_add(evidence.removed),
+                busy: consents.busy.saturating_add(evidence.busy),
+                stuck: consents.stuck.saturating_add(evidence.stuck),
+            })
+        }
+        "requests" => subjects::retire_requests(records, retiring).await,
+        _ => months(app, retiring).await,
+    }
+}
+
+/// Makes sure that what was due went: that nothing is said to have gone while it is there.
+async fn gone(
+    app: &App,
+    (kind, expected): (&'static str, i64),
+    (at, retired): (DateTime<Utc>, Retired),
+    deadline: &Deadline,
+) -> Result<()> {
+    let mut stuck = retired.stuck;
+    if expected > 0 && retired.removed == 0 && retired.busy == 0 && stuck == 0 {
+        let left = due(app, at, deadline).await?;
+        stuck = left.iter().find(|(name, _)| *name == kind).map_or(0, |(_, left)| *left);
+    }
+    if stuck > 0 {
+        return Err(Error::conflict(format!(
+            "{kind}: {expected} were due, {} were removed, and {stuck} stayed though nothing held them; look for a trigger or a rule on their table",
+            retired.removed
+        )));
+    }
+    if retired.busy > 0 {
+        tracing::info!(kind, busy = retired.busy, "left for the next run: somebody was at it");
+    }
+    Ok(())
+}
+
+/// Drops the months of the log that are due, the oldest first.
+async fn months(app: &App, retiring: &Retiring<'_>) -> Result<Retired> {
+    let mut retired = Retired::default();
+    let log = app.records.log();
+    for month in log.months_due(retiring.at, retiring.deadline).await? {
+        let by = retiring.by("audit_month", month.format("%Y-%m").to_string());
+        let entries = log.drop_month(month, &by, retiring.tally).await?;
+        tracing::info!(%month, entries, "a month of the log was dropped: its archive has it");
+        retired.removed = retired.removed.saturating_add(1);
+    }
+    let kept = log.months_kept(retiring.at, retiring.deadline).await?;
+    if kept > 0 {
+        tracing::warn!(
+            months = kept,
+            "kept past retention.audit_logs: not archived (job archive), or not confirmed (sidekeep migrate --confirm-retention)"
+        );
+    }
+    Ok(retired)
+}
