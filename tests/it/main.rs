@@ -19,6 +19,7 @@ mod append_faults_clock;
 mod append_faults_data;
 mod append_faults_load;
 mod archive;
+mod archive_expiry;
 mod archive_faults;
 mod archive_tampering;
 mod audit;
