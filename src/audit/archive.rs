@@ -27,7 +27,7 @@ const PIECE: u64 = 1 << 18;
 /// Rows come in such portions: so many, or so many bytes.
 const ROWS: usize = 1024;
 const BYTES: usize = 1 << 20;
-/// So often in a row it may stay unknown whether a removal was recorded.
+/// So often in a row it may stay unknown whether something was recorded.
 const UNKNOWN: u32 = 5;
 
 /// A month of a stream.
@@ -169,6 +169,11 @@ const EXPIRED: &str = "SELECT a.stream, a.month, a.first_position, a.last_positi
         OR $2 AND EXISTS (SELECT FROM sidekeep.expired_audit_months d WHERE d.month = a.month AND d.expired_at <= $1)) \
     ORDER BY a.month, a.stream";
 
+/// What was archived; nothing where it is recorded.
+const RECORD: &str = "INSERT INTO sidekeep.audit_archives \
+    (stream, month, first_position, last_position, entries, object, manifest, size, sha256, verified_at) \
+    VALUES ($1, $2, $3, $4, $4 - $3 + 1, $5, $6, $7, $8, clock_timestamp()) ON CONFLICT DO NOTHING";
+
 impl Log {
     /// What is not archived of the months that have been over for so long, by PostgreSQL's clock; the oldest first.
     ///
@@ -233,32 +238,47 @@ impl Log {
         Ok(PartRows { connection, rows: None, stream: part.stream, range, bounds })
     }
 
-    /// Records that a part is archived, was read back, and verified.
+    /// Records that a part is archived, was read back, and verified; counts it, once.
     ///
     /// # Errors
     /// The store's.
-    pub async fn record_archived(&self, archived: &Archived, deadline: &Deadline) -> Result<()> {
-        const RECORD: &str = "INSERT INTO sidekeep.audit_archives \
-            (stream, month, first_position, last_position, entries, object, manifest, size, sha256, verified_at) \
-            VALUES ($1, $2, $3, $4, $4 - $3 + 1, $5, $6, $7, $8, clock_timestamp()) ON CONFLICT DO NOTHING";
+    pub async fn record_archived(
+        &self,
+        archived: &Archived,
+        tally: &Tally<'_>,
+        deadline: &Deadline,
+    ) -> Result<()> {
         let part = archived.part;
         let (first, last, size) = (stored(part.first)?, stored(part.last)?, stored(archived.size)?);
-        self.store
-            .autocommit(deadline, "audit.archived", async |connection| {
-                diesel::sql_query(RECORD)
-                    .bind::<Int4, _>(part.stream)
-                    .bind::<Date, _>(part.month)
-                    .bind::<Int8, _>(first)
-                    .bind::<Int8, _>(last)
-                    .bind::<Text, _>(&archived.object)
-                    .bind::<Text, _>(&archived.manifest)
-                    .bind::<Int8, _>(size)
-                    .bind::<Bytea, _>(archived.sha256.bytes().as_slice())
-                    .execute(connection)
-                    .await?;
-                Ok(())
-            })
-            .await
+        let counted = [("months", 1), ("entries", stored(part.entries())?), ("bytes", size)];
+        let mut unknown = 0_u32;
+        loop {
+            let recorded = self
+                .store
+                .transact(deadline, "audit.archived", async |tx| {
+                    let query = diesel::sql_query(RECORD)
+                        .bind::<Int4, _>(part.stream)
+                        .bind::<Date, _>(part.month)
+                        .bind::<Int8, _>(first)
+                        .bind::<Int8, _>(last)
+                        .bind::<Text, _>(&archived.object)
+                        .bind::<Text, _>(&archived.manifest)
+                        .bind::<Int8, _>(size)
+                        .bind::<Bytea, _>(archived.sha256.bytes().as_slice());
+                    if query.execute(tx).await? > 0 {
+                        for counted in counted {
+                            tally(tx, counted).await?;
+                        }
+                    }
+                    Ok(())
+                })
+                .await;
+            match recorded {
+                // What was committed is found again.
+                Err(Error::UnknownOutcome) if unknown < UNKNOWN => unknown = unknown.saturating_add(1),
+                recorded => return recorded,
+            }
+        }
     }
 
     /// The archived parts that are past `retention.audit_logs` and the confirmed floor and whose months are no longer in the

@@ -8,15 +8,15 @@ mod guard;
 pub(super) mod policies;
 
 use chrono::{DateTime, Utc};
-use futures_util::FutureExt;
 
 use super::Counts;
-use super::claim::{self, Run};
+use super::claim;
+use super::counting::Counting;
 use crate::app::App;
 use crate::error::{Error, Result, chain};
 use crate::evidence::expiry;
 use crate::records::retention::{Retired, Retiring};
-use crate::store::{Deadline, Tally};
+use crate::store::Deadline;
 use crate::subjects::retention as subjects;
 
 /// Its name.
@@ -45,18 +45,14 @@ pub(super) async fn run(app: &App, deadline: &Deadline, dry_run: bool) -> Result
         }
         return Ok(due.into_iter().collect());
     }
-    let run = Run::of(app.records.store(), NAME, deadline).await?;
-    let run = run.ok_or_else(|| Error::conflict("another daemon has ended this run"))?;
-    for (kind, _) in &due {
-        let (store, kind) = (app.records.store(), *kind);
-        store.transact(deadline, "retention.begin", async |tx| run.count(tx, (kind, 0)).await).await?;
-    }
-    let removed = remove(app, deadline, &run, (at, &due)).await;
-    claim::expire(app.records.store(), at, deadline).await?;
+    let store = app.records.store();
+    let kinds: Vec<&'static str> = due.iter().map(|(kind, _)| *kind).collect();
+    let counting = Counting::begin(store, NAME, &kinds, deadline).await?;
+    let removed = remove(app, deadline, &counting, (at, &due)).await;
+    claim::expire(store, at, deadline).await?;
     removed?;
-    let run = Run::of(app.records.store(), NAME, deadline).await?;
-    let counts = run.and_then(|run| run.counts).unwrap_or_default();
-    Ok(KINDS.iter().filter_map(|kind| Some((*kind, counts.get(*kind)?.as_i64()?))).collect())
+    // A holder before this one may have removed all that was due of a kind.
+    counting.counts(&KINDS, deadline).await
 }
 
 /// How much is due of each kind, the views' own definition.
@@ -79,9 +75,14 @@ async fn due(app: &App, at: DateTime<Utc>, deadline: &Deadline) -> Result<Kinds>
 }
 
 /// Removes kind by kind. What fails does not keep the others from going; the first failure is told at the end.
-async fn remove(app: &App, deadline: &Deadline, run: &Run, (at, due): (DateTime<Utc>, &Kinds)) -> Result<()> {
-    let tally = tally(run);
-    let retiring = Retiring { run: &run.run, at, deadline, tally: &tally };
+async fn remove(
+    app: &App,
+    deadline: &Deadline,
+    counting: &Counting<'_>,
+    (at, due): (DateTime<Utc>, &Kinds),
+) -> Result<()> {
+    let tally = counting.tally();
+    let retiring = Retiring { run: counting.run(), at, deadline, tally: &tally };
     let mut failed = None;
     for (kind, due) in due {
         let result = match of_kind(app, &retiring, kind).await {
@@ -89,7 +90,7 @@ async fn remove(app: &App, deadline: &Deadline, run: &Run, (at, due): (DateTime<
             Err(error) => Err(error),
         };
         if let Err(error) = result {
-            tracing::error!(kind, run = run.run, error = %chain(&error), "retention");
+            tracing::error!(kind, run = counting.run(), error = %chain(&error), "retention");
             failed.get_or_insert(error);
             if deadline.has_passed() {
                 break;
@@ -97,14 +98,6 @@ async fn remove(app: &App, deadline: &Deadline, run: &Run, (at, due): (DateTime<
         }
     }
     failed.map_or(Ok(()), Err)
-}
-
-/// Counts for a run, as long as it is this holder's.
-fn tally(run: &Run) -> Box<Tally<'_>> {
-    Box::new(move |tx, counted| {
-        let run = run.clone();
-        async move { run.count(tx, counted).await }.boxed()
-    })
 }
 
 async fn of_kind(app: &App, retiring: &Retiring<'_>, kind: &str) -> Result<Retired> {

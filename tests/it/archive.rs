@@ -1,5 +1,6 @@
 //! The archive: months that are over leave as objects that prove themselves, in a directory, in S3 and in Google Cloud Storage.
 
+use std::collections::BTreeSet;
 use std::io::Read as _;
 use std::path::PathBuf;
 
@@ -64,19 +65,23 @@ pub fn archive(daemon: &Daemon) -> Value {
     daemon.ok("job.run", json!({ "name": "archive", "wait": "25s" }))
 }
 
-/// Entries of a few persons, by two connections, so that two streams have some.
+/// Entries of a few persons in each of two streams: a connection is pinned to one of them, nobody knows to which.
 fn append(daemon: &Daemon, word: &str, count: usize) {
-    for connection in 0..2 {
-        let mut client = daemon.client();
+    let (mut filled, mut clients) = (BTreeSet::new(), Vec::new());
+    while filled.len() < 2 {
+        let (mut client, number) = (daemon.client(), clients.len());
         let entry = |n: usize| {
             json!({
-                "action": "record.read", "id": format!("{word}-{connection}-{n}"), "user_id": format!("user:{}", n % 7),
+                "action": "record.read", "id": format!("{word}-{number}-{n}"), "user_id": format!("user:{}", n % 7),
                 "subject_user_id": format!("user:{}", n % 5), "ip_address": "203.0.113.7", "metadata": { "word": word, "n": n },
                 "labels": { "metadata_sealed_sha256": "\"leaf_hash\":\"" }, "resource_type": "document", "resource_id": "\u{20ac} \"x\"",
             })
         };
-        let entries: Vec<Value> = (0..count).map(entry).collect();
-        client.ok("audit.append_many", json!({ "entries": entries }));
+        if filled.insert(client.ok("audit.append", entry(0))["stream"].as_u64()) {
+            let entries: Vec<Value> = (1..count).map(entry).collect();
+            client.ok("audit.append_many", json!({ "entries": entries }));
+        }
+        clients.push(client);
     }
 }
 
