@@ -27,8 +27,8 @@ use support::place::{Daemon, Place, memory};
 use support::report::{Report, Target, microseconds, times};
 
 /// Of each conversation.
-const MESSAGES: usize = 100;
-const PERSONS: usize = 1000;
+const MESSAGES: u32 = 100;
+const PERSONS: u32 = 1000;
 const MIB: f64 = 1024.0 * 1024.0;
 /// How long the calls go on without the job.
 const ALONE: Duration = Duration::from_secs(5);
@@ -44,7 +44,7 @@ const LOOK: &str = "SELECT \
 
 fn main() -> anyhow::Result<ExitCode> {
     let quick = std::env::args().any(|argument| argument == "--quick");
-    let messages = if quick { 100_000 } else { 1_000_000 };
+    let messages: u32 = if quick { 100_000 } else { 1_000_000 };
     let place = Place::new(&[])?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     {
@@ -77,7 +77,7 @@ fn main() -> anyhow::Result<ExitCode> {
     let gone = run.pointer("/counts/conversations").and_then(Value::as_i64);
     ensure!(gone > Some(0), "nothing was removed: {run}");
 
-    report.figure("messages a second", &format!("{:.0}", messages as f64 / took.as_secs_f64()));
+    report.figure("messages a second", &format!("{:.0}", f64::from(messages) / took.as_secs_f64()));
     report.figure("calls without the job", &times(&mut quiet));
     report.figure("calls beside the job", &times(&mut calls));
     let longest = calls.iter().copied().fold(0.0, f64::max) / 1000.0;
@@ -89,13 +89,13 @@ fn main() -> anyhow::Result<ExitCode> {
     Ok(report.verdict())
 }
 
-fn person(number: usize) -> String {
+fn person(number: u32) -> String {
     format!("person-{}", number % PERSONS)
 }
 
 /// Conversations that are past their period, of these persons; messages of random bytes, as sealed ones are.
 #[expect(clippy::disallowed_methods, reason = "the benchmark has no daemon's tracker")]
-async fn fill(url: &str, messages: usize) -> anyhow::Result<()> {
+async fn fill(url: &str, messages: u32) -> anyhow::Result<()> {
     let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await?;
     tokio::spawn(connection);
     let large = messages / 10;
@@ -147,7 +147,7 @@ fn beside<T>(daemon: &Daemon, work: impl FnOnce() -> anyhow::Result<T>) -> anyho
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         // Appending shares the person's row with the job; restricting takes it alone.
-        let threads: Vec<_> = (0..4_usize)
+        let threads: Vec<_> = (0..4_u32)
             .map(|thread| {
                 scope.spawn({
                     let over = &over;

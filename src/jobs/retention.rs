@@ -49,8 +49,9 @@ pub(super) async fn run(app: &App, deadline: &Deadline, dry_run: bool) -> Result
     let kinds: Vec<&'static str> = due.iter().map(|(kind, _)| *kind).collect();
     let counting = Counting::begin(store, NAME, &kinds, deadline).await?;
     let removed = remove(app, deadline, &counting, (at, &due)).await;
-    claim::expire(store, at, deadline).await?;
+    let expired = claim::expire(store, at, deadline).await;
     removed?;
+    expired?;
     // A holder before this one may have removed all that was due of a kind.
     counting.counts(&KINDS, deadline).await
 }

@@ -52,6 +52,7 @@ mod requests;
 mod restore;
 mod restriction;
 mod retention;
+mod retention_faults;
 mod retention_months;
 mod rotation;
 mod schema;
