@@ -91,7 +91,7 @@ fn the_daemons_role_can_do_no_more_than_it_needs() {
     assert_eq!(
         grants,
         "__diesel_schema_migrations:r audit_archives:ra audit_checkpoints:ra audit_dropped:ra audit_heads:ra audit_logs:ra audit_nodes:ra audit_publications:raw \
-         audit_staged:rad audit_streams:raw audit_verified:raw consent_evidence:rad consent_records:rad conversation_messages:rad \
+         audit_staged:rad audit_streams:raw audit_verified:raw backup_policy:raw consent_evidence:rad consent_records:rad conversation_messages:rad \
          conversations:rawd daemons:rawd deployment:ra job_runs:rawd keyring_backups:rw keyring_marks:rad keyring_shards:r keyring_writes:rad legal_holds:rad requests:rad retention_floor:r retention_policies:raw schema_compatibility:r \
          subject_erasures:ra subject_refusals:rad subjects:rad user_preferences:rawd user_profiles:rawd"
     );
