@@ -110,6 +110,10 @@ fn writes(request: &[u8]) -> bool {
     [&b"PUT "[..], b"POST ", b"DELETE "].iter().any(|method| request.starts_with(method))
 }
 
+/// The first line, with the names as they are: clients of Google's storage write them otherwise.
 fn line(request: &[u8]) -> String {
-    String::from_utf8_lossy(request).lines().next().unwrap_or_default().to_owned()
+    let line = String::from_utf8_lossy(request).lines().next().unwrap_or_default().to_owned();
+    [("%2E", "."), ("%2F", "/"), ("%2D", "-")]
+        .iter()
+        .fold(line, |line, (code, sign)| line.replace(code, sign))
 }
