@@ -6,7 +6,7 @@ use sidekeep::config::Database;
 use sidekeep::store::migrations;
 use tokio_util::task::TaskTracker;
 
-use crate::support::{Cluster, World, migrate, sidekeep, sql};
+use crate::support::{Cluster, Psql, World, migrate, sidekeep, sql, wait_for};
 
 fn dump(url: &str) -> String {
     let done = Command::new("pg_dump").args(["--schema-only", "--schema=sidekeep", url]).output().unwrap();
@@ -126,4 +126,23 @@ fn a_daemon_serves_only_a_schema_that_it_knows() {
     let mut daemon = world.spawn("");
     assert_eq!(daemon.wait(), Some(1));
     assert!(daemon.log().contains("99.0.0"), "{}", daemon.log());
+}
+
+#[test]
+fn a_migration_may_take_as_long_as_it_takes() {
+    let cluster = Cluster::shared();
+    let url = cluster.owner_url(&cluster.empty_database());
+    // Another migration is at work.
+    let mut other = Psql::open(&url);
+    other.run("SELECT pg_advisory_lock(7306085893296054114)");
+    let migration = std::thread::spawn({
+        let url = url.clone();
+        move || migrate(&url)
+    });
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory' \
+                 AND query_start < clock_timestamp() - interval '2 seconds'";
+    wait_for("a migration that waits for long", || (other.run(waits) == "1").then_some(()));
+    drop(other);
+    migration.join().unwrap();
+    assert_eq!(sql(&url, "SELECT count(*) FROM user_profiles"), "0");
 }
