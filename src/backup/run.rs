@@ -63,8 +63,8 @@ pub fn destined(config: &Config) -> Result<()> {
 /// back and listed.
 ///
 /// # Errors
-/// [`Error::Conflict`] where something is not set up, with what to do; [`Error::Unavailable`]; nothing is listed then that was
-/// not before.
+/// [`Error::Conflict`] where something is not set up, with what to do; [`Error::Unavailable`]; nothing is listed then that is
+/// not whole.
 pub async fn run(
     records: &Records,
     config: &Config,
@@ -101,7 +101,7 @@ pub async fn run(
         }
     };
     let promised = policy::promised(store, deadline).await?;
-    let rotation = Rotation { shelf: &shelf, config, promised, now: about.at };
+    let rotation = Rotation { shelf: &shelf, config, promised, made: (&name, about.at) };
     let rotated = deadline.run(rotation.carry_out()).await;
     let Left { kept, pruned, oldest, proved } =
         rotated.map_err(|_| Error::unavailable("older dumps were not removed in time"))??;
@@ -204,7 +204,8 @@ struct Rotation<'a> {
     config: &'a Config,
     /// Certificates say that dumps from before are gone.
     promised: Option<DateTime<Utc>>,
-    now: DateTime<Utc>,
+    /// The dump that was made, and when its snapshot was taken.
+    made: (&'a str, DateTime<Utc>),
 }
 
 /// What is there afterwards.
@@ -230,13 +231,19 @@ impl Rotation<'_> {
                 proved: dump.proof.is_some(),
             })
             .collect();
+        if !dumps.iter().any(|dump| dump.name == self.made.0) {
+            return Err(Error::unavailable(format!(
+                "{}: the dump was written, and is not listed; none was removed",
+                self.shelf.objects.url()
+            )));
+        }
         let expired = rotation::expired(&dumps, self.config.backup.keep, self.promised);
         for name in &expired {
             self.shelf.remove(name).await?;
             tracing::info!(name, "a dump was removed: its time is over, and a newer one is proved");
         }
         for name in names.iter().filter(|name| !dumps.iter().any(|dump| dump.name == **name)) {
-            let age = name::time(name).map(|at| self.now.signed_duration_since(at));
+            let age = name::time(name).map(|at| self.made.1.signed_duration_since(at));
             if age.is_some_and(|age| age > rotation::LEFT_ALONE) {
                 clear(self.shelf, name).await?;
             }

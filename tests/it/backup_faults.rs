@@ -10,6 +10,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::backup::{Shelf, done, failed, files, fill, list};
+use crate::drill::sign_again;
 use crate::support::{Cluster, Daemon, Passage, Store, World, sidekeep, sql, wait_for};
 
 /// The `pg_dump` of the newest version that is installed.
@@ -413,13 +414,17 @@ fn dumps_rotate_once_a_newer_one_is_proved() {
 
     // What a certificate says is gone goes, whatever is kept since.
     let daemon = shelf.start("");
-    let before = list(&daemon).len();
-    assert_eq!(done(&daemon, "backup")["kept"], before + 1);
+    let oldest = list(&daemon).pop().unwrap()["name"].as_str().unwrap().to_owned();
+    let days_ago = shelf.world.sql("SELECT to_char(now() AT TIME ZONE 'UTC' - interval '3 days', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')");
+    sign_again(&shelf, &oldest, |body| body["snapshot_at"] = json!(days_ago));
+    done(&daemon, "backup");
+    done(&daemon, "drill");
+    assert_eq!(done(&daemon, "backup")["kept"], 3, "the last of its day, the proved one, and the newest");
     shelf.world.sql(
         "INSERT INTO subject_erasures (subject_id, erased_at, reason, entry_id, certificate_id, certificate) \
-         SELECT 7, now() - interval '1 second', reason, 'other', 'other', \
+         SELECT 7, now() - interval '1 day', reason, 'other', 'other', \
          jsonb_set(certificate, '{body,backups_gone_after}', to_jsonb('2026-01-01'::text)) FROM subject_erasures LIMIT 1",
     );
-    done(&daemon, "drill");
-    assert_eq!(done(&daemon, "backup")["kept"], 2, "the proved one, and the newest");
+    assert_eq!(done(&daemon, "backup")["pruned"], 2, "it, and one of today that was not the last");
+    assert!(!shelf.dumps().join(oldest).exists());
 }
