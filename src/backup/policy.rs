@@ -19,7 +19,8 @@ const BEGIN: &str = "INSERT INTO sidekeep.backup_policy \
     VALUES ($1, $2, $3, $4, $5, $6, $7, now()) ON CONFLICT (one) DO UPDATE SET daily = EXCLUDED.daily, \
     weekly = EXCLUDED.weekly, monthly = EXCLUDED.monthly, physical_seconds = EXCLUDED.physical_seconds, \
     every_seconds = EXCLUDED.every_seconds, drill_seconds = EXCLUDED.drill_seconds, making = EXCLUDED.making";
-const END: &str = "UPDATE sidekeep.backup_policy SET making = NULL, oldest_at = $1, proved_at = $2, at = now()";
+const END: &str =
+    "UPDATE sidekeep.backup_policy SET making = NULL, oldest_at = $1, proved_at = $2, at = now()";
 const PROVED: &str = "UPDATE sidekeep.backup_policy SET proved_at = greatest(proved_at, $1)";
 /// Of the erasures whose certificate says that dumps from before are gone by now, when the latest was.
 const PROMISED: &str = "(SELECT max(erased_at) FROM sidekeep.subject_erasures \

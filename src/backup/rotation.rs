@@ -104,7 +104,10 @@ mod tests {
     fn what_a_certificate_says_is_gone_goes_once_a_newer_one_is_proved() {
         let keep = Keep { daily: 30, weekly: 0, monthly: 0 };
         assert_eq!(expired(&daily(4, &[0]), keep, Some(at(-1))), [day_name(-2), day_name(-3)]);
-        assert!(expired(&daily(4, &[-3]), keep, Some(at(0))).is_empty(), "it is the last one that was proved");
+        assert!(
+            expired(&daily(4, &[-3]), keep, Some(at(0))).is_empty(),
+            "it is the last one that was proved"
+        );
     }
 
     proptest! {

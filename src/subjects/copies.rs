@@ -130,7 +130,11 @@ mod tests {
         assert_eq!(said(Policy { oldest_at: None, proved_at: None, ..policy() }), "2026-12-01");
         assert_eq!(said(Policy { at: at(-10), ..policy() }), "unknown", "none are made any more");
         assert_eq!(said(Policy { proved_at: None, ..policy() }), "unknown", "none was ever proved");
-        assert_eq!(said(Policy { proved_at: Some(at(-10)), ..policy() }), "unknown", "none is proved any more");
+        assert_eq!(
+            said(Policy { proved_at: Some(at(-10)), ..policy() }),
+            "unknown",
+            "none is proved any more"
+        );
         // Ten days from one to the next, and ten weeks from one drill to the next.
         let rarely = Policy { every_seconds: 864_000, drill_seconds: 6_048_000, ..policy() };
         assert_eq!(said(rarely), "2027-03-10");

@@ -172,7 +172,11 @@ fn who_has_set_nothing_or_half_is_told_what_to_set() {
     assert!(list(&daemon).is_empty());
     let jobs = daemon.ok("job.list", json!({}));
     let status = daemon.ok("system.status", json!({}));
-    let lacking = [("backup", "backup.destination"), ("drill", "backup.destination"), ("archive", "archive.destination")];
+    let lacking = [
+        ("backup", "backup.destination"),
+        ("drill", "backup.destination"),
+        ("archive", "archive.destination"),
+    ];
     for (name, key) in lacking.into_iter().chain([("keyring_backup", "keyring.backup")]) {
         let job = jobs["items"].as_array().unwrap().iter().find(|job| job["name"] == name).unwrap();
         assert_eq!((&job["enabled"], &job["missing_key"]), (&json!(false), &json!(key)), "{job}");

@@ -137,7 +137,7 @@ fn a_daemon_is_killed_at_each_step(store: Store) {
     let (store, gate) = store.gated();
     let shelf = Shelf::at(&store);
     // The upload begins, a part of it is sent, it ends, and the manifest makes it a dump.
-    for (made, step) in ["dump?uploads", "partNumber=", "dump?uploadId", "manifest.json"].into_iter().enumerate() {
+    for (made, step) in ["dump?uploads", "partNumber=", "dump?uploadId", "manifest"].into_iter().enumerate() {
         let daemon = shelf.start("");
         fill(&daemon, usize::from(made == 0));
         let before = (listed(&daemon), gate.muted());
@@ -152,7 +152,11 @@ fn a_daemon_is_killed_at_each_step(store: Store) {
         assert_eq!(listed(&daemon), before.0, "{step}");
         done(&daemon, "backup");
         let there = listed(&daemon);
-        assert_eq!((there.len(), folders(&direct)), (made + 1, there), "{step}: nothing is left of the other");
+        assert_eq!(
+            (there.len(), folders(&direct)),
+            (made + 1, there),
+            "{step}: nothing is left of the other"
+        );
         daemon.stop();
     }
     let daemon = shelf.start("");

@@ -119,8 +119,11 @@ fn a_drill_on_a_server_that_is_named_removes_what_one_that_was_killed_has_left()
     let begun = daemon.ok("job.run", json!({ "name": "drill", "wait": "0s" }));
     assert_eq!(begun["state"], "running");
     let left = wait_for("a database of the drill", || {
-        let name = sql(&owner, "SELECT d.datname FROM pg_database d JOIN pg_stat_activity a ON a.datid = d.oid \
-            WHERE d.datname ~ '^sidekeep_drill_' LIMIT 1");
+        let name = sql(
+            &owner,
+            "SELECT d.datname FROM pg_database d JOIN pg_stat_activity a ON a.datid = d.oid \
+            WHERE d.datname ~ '^sidekeep_drill_' LIMIT 1",
+        );
         (!name.is_empty()).then_some(name)
     });
     daemon.signal(nix::sys::signal::Signal::SIGKILL);
@@ -165,7 +168,11 @@ fn a_drill_that_is_killed_leaves_what_the_next_one_removes() {
     assert_eq!(daemon.ok("job.run", json!({ "name": "drill", "wait": "0s" }))["state"], "running");
     let pid = wait_for("the server of the drill", || {
         let folder = files(&scratch).into_iter().find(|name| name.starts_with("sidekeep-drill-"))?;
-        let found = Command::new("find").arg(scratch.join(folder)).args(["-name", "postmaster.pid"]).output().unwrap();
+        let found = Command::new("find")
+            .arg(scratch.join(folder))
+            .args(["-name", "postmaster.pid"])
+            .output()
+            .unwrap();
         let path = String::from_utf8(found.stdout).unwrap().lines().next()?.to_owned();
         std::fs::read_to_string(path).ok()?.lines().next()?.parse::<i32>().ok()
     });
@@ -177,7 +184,14 @@ fn a_drill_that_is_killed_leaves_what_the_next_one_removes() {
     assert!(!left.is_empty());
     // A while later.
     for name in &left {
-        assert!(Command::new("touch").args(["-d", "1 hour ago"]).arg(scratch.join(name)).status().unwrap().success());
+        assert!(
+            Command::new("touch")
+                .args(["-d", "1 hour ago"])
+                .arg(scratch.join(name))
+                .status()
+                .unwrap()
+                .success()
+        );
     }
     let daemon = shelf.start_after(&environment, "");
     assert_eq!(newest(&daemon)["proved_at"], Value::Null);

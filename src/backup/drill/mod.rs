@@ -14,7 +14,6 @@ use diesel::sql_types::Timestamptz;
 use diesel_async::RunQueryDsl;
 use tokio_util::sync::CancellationToken;
 
-use super::{child, policy};
 use super::fetch::{Identities, fetch};
 use super::manifest::Manifest;
 use super::proof::{FORMAT, Proof};
@@ -22,6 +21,7 @@ use super::run::program;
 use super::shelf::{Dump, Shelf, Unread};
 use super::snapshot::{self, Contents};
 use super::verify::major;
+use super::{child, policy};
 use crate::audit::document::Signed;
 use crate::audit::verify::{Break, Range, Scope};
 use crate::config::Config;
@@ -223,7 +223,9 @@ impl Trial<'_> {
         if migrations::known().last() == Some(&self.manifest.schema_version) {
             return Ok(());
         }
-        let failed = |why: String| Error::conflict(format!("the schema of the dump cannot be brought up to date: {why}"));
+        let failed = |why: String| {
+            Error::conflict(format!("the schema of the dump cannot be brought up to date: {why}"))
+        };
         let role = self.execute(store, ROLE, deadline).await;
         role.map_err(|error| failed(crate::error::chain(&error)))?;
         let (tracker, scratch) = (self.records.store().tracker(), self.scratch);

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::rand;
-use diesel::prelude::QueryableByName;
 use diesel::dsl::sql;
+use diesel::prelude::QueryableByName;
 use diesel::sql_types::{Int4, Text};
 use diesel_async::RunQueryDsl;
 use nix::fcntl::{Flock, FlockArg};
@@ -21,10 +21,10 @@ use zeroize::Zeroizing;
 use crate::audit::merkle::hex;
 use crate::config::{self, Config, Database};
 use crate::error::{Error, Result};
-use crate::{clock, durable};
 use crate::store::private::{Options, Private, SUPERUSER};
 use crate::store::programs::Program;
 use crate::store::{Deadline, Pinned, Store};
+use crate::{clock, durable};
 
 /// What the folders and databases of drills are called.
 const FOLDER: &str = "sidekeep-drill-";
