@@ -24,6 +24,10 @@ pub use upload::Upload;
 /// The most objects that a list holds.
 pub const LISTED: usize = 1_000_000;
 
+/// Who is asked for credentials where none are set: only a machine in a cloud has an answer.
+const METADATA: [&str; 2] = ["169.254.169.254", "metadata.google.internal"];
+const CREDENTIALS: &str = "s3.credentials_file, gs.credentials_file";
+
 /// An open destination.
 #[derive(Clone, Debug)]
 pub struct Objects {
@@ -215,7 +219,7 @@ impl Objects {
         if listed.common_prefixes.len() > LISTED {
             return Err(Trouble::Away(format!("has over {LISTED} folders under {folder:?}")));
         }
-        let last = |path: &Path| path.parts().last().map(|part| part.as_ref().to_owned());
+        let last = |path: &Path| path.parts().next_back().map(|part| part.as_ref().to_owned());
         let mut names: Vec<_> = listed.common_prefixes.iter().filter_map(last).collect();
         names.sort_unstable();
         Ok(names)
@@ -286,6 +290,10 @@ fn trouble(error: object_store::Error) -> Trouble {
                     said = format!("{said}: {inner_said}");
                 }
                 cause = inner.source();
+            }
+            if METADATA.iter().any(|host| said.contains(host)) {
+                said =
+                    format!("no credentials are set ({CREDENTIALS}), and this machine has no role: {said}");
             }
             Trouble::Away(said)
         }

@@ -66,7 +66,13 @@ pub(super) struct Scratch {
 #[derive(Debug)]
 enum Server {
     Private(Private),
-    Other { store: Arc<Store>, name: String, _lock: Flock<File>, watching: CancellationToken, stay: Pinned },
+    Other {
+        store: Arc<Store>,
+        name: String,
+        _lock: Flock<File>,
+        watching: CancellationToken,
+        stay: Box<Pinned>,
+    },
 }
 
 impl Scratch {
@@ -176,7 +182,7 @@ impl Scratch {
         self.url = config::with_database(url, &name);
         // From here on somebody is connected to it.
         let stay = match Pinned::begin(&self.database, &self.url, tracker, deadline).await {
-            Ok(stay) => stay,
+            Ok(stay) => Box::new(stay),
             Err(error) => {
                 drop_database(&store, &name).await;
                 return Err(error);
