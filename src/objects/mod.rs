@@ -219,7 +219,7 @@ impl Objects {
         if listed.common_prefixes.len() > LISTED {
             return Err(Trouble::Away(format!("has over {LISTED} folders under {folder:?}")));
         }
-        let last = |path: &Path| path.parts().last().map(|part| part.as_ref().to_owned());
+        let last = |path: &Path| path.parts().next_back().map(|part| part.as_ref().to_owned());
         let mut names: Vec<_> = listed.common_prefixes.iter().filter_map(last).collect();
         names.sort_unstable();
         Ok(names)
@@ -292,7 +292,8 @@ fn trouble(error: object_store::Error) -> Trouble {
                 cause = inner.source();
             }
             if METADATA.iter().any(|host| said.contains(host)) {
-                said = format!("no credentials are set ({CREDENTIALS}), and this machine has no role: {said}");
+                said =
+                    format!("no credentials are set ({CREDENTIALS}), and this machine has no role: {said}");
             }
             Trouble::Away(said)
         }

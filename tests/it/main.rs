@@ -26,6 +26,7 @@ mod audit;
 mod audit_contract;
 mod backup;
 mod backup_faults;
+mod backup_stores;
 mod bad_input;
 mod commands;
 mod dev;
