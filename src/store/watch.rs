@@ -71,6 +71,17 @@ impl Watch {
         self.seen.borrow().clone()
     }
 
+    /// Whether the server that was last seen is in this run; nothing where none was.
+    pub fn is_run(&self, run: &str) -> Option<bool> {
+        let seen = self.seen.borrow();
+        seen.as_ref().and_then(|seen| seen.server.as_ref().ok()).map(|server| server.run == run)
+    }
+
+    /// Whether the server could not be reached when it was last tried.
+    pub fn is_away(&self) -> bool {
+        self.seen.borrow().as_ref().is_some_and(|seen| seen.server.is_err())
+    }
+
     /// Why the server cannot be reached, if it could not when it was last tried.
     pub(super) fn away(&self) -> Option<String> {
         self.seen.borrow().as_ref().and_then(|seen| seen.server.as_ref().err().cloned())
