@@ -14,12 +14,17 @@ use serde::Serialize;
 
 use super::keyring::{MANIFEST, Ring, SHARDS, behind, shard_name};
 use super::rows::{Part, populate, records};
-use crate::audit::restored;
+use crate::audit::entry::Outcome;
+use crate::audit::{By, restored};
 use crate::clock::Timestamp;
 use crate::error::Result;
 use crate::records::Records;
 use crate::store::{Connection, Deadline, Store};
 use crate::subjects::erase::deletions;
+use crate::values::RecordId;
+
+/// What the log calls it.
+const METHOD: &str = "database.recover";
 
 /// Two who recover at once: the second waits, and finds nothing left to do.
 const ALONE: &str = "SELECT pg_advisory_xact_lock(hashtext('sidekeep.keyring_recover'))";
@@ -48,7 +53,8 @@ const SHARD: &str = "UPDATE sidekeep.keyring_shards SET generation = greatest(ge
 const WRITE: &str = "INSERT INTO sidekeep.keyring_writes (id, object) VALUES ($1, $2) ON CONFLICT DO NOTHING";
 const WHOLE: &str =
     "UPDATE sidekeep.keyring_backups SET generation = greatest(generation, $1) + 1, stored = 0, destination = $2";
-const ABOUT: &str = "SELECT (SELECT max(recorded_at) FROM sidekeep.audit_logs WHERE recorded_at <= $1) AS last, \
+const ABOUT: &str = "SELECT greatest((SELECT max(recorded_at) FROM sidekeep.audit_logs WHERE recorded_at <= $1), \
+    (SELECT max(begun_at) FROM sidekeep.keyring_writes WHERE begun_at <= $1)) AS last, \
     (SELECT count(*) FROM sidekeep.legal_holds WHERE released_at IS NULL) AS holds";
 
 /// What a recovery came to, or would come to.
@@ -56,7 +62,7 @@ const ABOUT: &str = "SELECT (SELECT max(recorded_at) FROM sidekeep.audit_logs WH
 pub struct Recovered {
     /// Whether the keyring's backup tells of anything that the database has lost.
     pub behind: bool,
-    /// The last entry of the log that is not lost; null where nothing is, or the log has none.
+    /// The last entry of the log, or write of the keyring's backup, that is not lost; null where nothing is.
     pub lost_from: Option<Timestamp>,
     /// The last that is known of what was lost; null where nothing is.
     pub lost_until: Option<Timestamp>,
@@ -122,6 +128,29 @@ pub enum Way<'a> {
     Keys,
     /// Do it.
     Recover(&'a Records),
+}
+
+/// Enters in the log that a database was taken up.
+///
+/// # Errors
+/// As [`crate::audit::Log::note`].
+pub async fn enter(
+    records: &Records,
+    (found, gaps): (Option<&Recovered>, usize),
+    deadline: &Deadline,
+) -> Result<()> {
+    let mut by = By::new(deadline.clone(), 0, METHOD, nix::unistd::geteuid().as_raw());
+    by.id = Some(RecordId::generate());
+    by.tells("gaps", gaps);
+    if let Some(found) = found.filter(|found| found.behind) {
+        by.tells("keyring_generation", found.keyring_generation);
+        by.tells("erased_again", found.erased_again);
+        let times = [("lost_from", found.lost_from), ("lost_until", found.lost_until)];
+        for (name, at) in times.into_iter().filter_map(|(name, at)| Some((name, at?))) {
+            by.tells(name, at);
+        }
+    }
+    records.log().note(&by, Outcome::Success, deadline).await
 }
 
 /// Goes through the shards that the database is behind of.

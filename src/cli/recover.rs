@@ -10,22 +10,17 @@ use super::exit::{Code, coded};
 use super::serve::runtime;
 use super::{Global, output};
 use crate::app;
-use crate::audit::By;
-use crate::audit::entry::Outcome;
 use crate::audit::gap::Gap;
 use crate::audit::publication::Report as Publication;
 use crate::audit::verify::{Range, Report, Scope};
 use crate::backup::keyring::Ring;
-use crate::backup::recover::{Recovered, Way, recover};
+use crate::backup::recover::{Recovered, Way, enter, recover};
 use crate::config::{self, Config};
-use crate::records::{Records, consent};
+use crate::records::consent;
 use crate::store::Deadline;
-use crate::values::RecordId;
 
 /// How long it may take: with the whole log to verify, as long as that is.
 const PATIENCE: Duration = Duration::from_secs(7 * 24 * 3600);
-/// What the log calls it.
-const METHOD: &str = "database.recover";
 
 /// Take up a database that was brought back, or failed over, and has lost what came after
 ///
@@ -112,7 +107,7 @@ async fn work(
     let publication = records.log().publication().report();
     let behind = keyring.as_ref().is_some_and(|found| found.behind);
     let log = if accept && (behind || !gaps.is_empty()) {
-        note(&records, (keyring.as_ref(), &gaps), &deadline).await?;
+        enter(&records, (keyring.as_ref(), gaps.len()), &deadline).await?;
         tell("verifying the log");
         let scope = Scope::Within(Range::EVERYTHING);
         Some(records.log().verify(scope, consent::digests, &deadline).await?)
@@ -130,25 +125,6 @@ async fn ring(config: &Config) -> anyhow::Result<Option<Ring>> {
     }
     let (keyring, keys) = (app::open_keys(config)?, app::public_keys(config)?);
     Ok(Ring::find(config, &keyring, &keys).await?)
-}
-
-async fn note(
-    records: &Records,
-    (keyring, gaps): (Option<&Recovered>, &[Gap]),
-    deadline: &Deadline,
-) -> anyhow::Result<()> {
-    let mut by = By::new(deadline.clone(), 0, METHOD, nix::unistd::geteuid().as_raw());
-    by.id = Some(RecordId::generate());
-    by.tells("gaps", gaps.len());
-    if let Some(found) = keyring.filter(|found| found.behind) {
-        by.tells("keyring_generation", found.keyring_generation);
-        by.tells("erased_again", found.erased_again);
-        let times = [("lost_from", found.lost_from), ("lost_until", found.lost_until)];
-        for (name, at) in times.into_iter().filter_map(|(name, at)| Some((name, at?))) {
-            by.tells(name, at);
-        }
-    }
-    Ok(records.log().note(&by, Outcome::Success, deadline).await?)
 }
 
 fn show(told: &Told, (accepted, json): (bool, bool)) -> anyhow::Result<()> {

@@ -1,5 +1,6 @@
 //! What was last seen of the server, so that health can be told without asking it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use diesel::QueryableByName;
@@ -24,6 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub struct Watch {
     seen: watch::Sender<Option<Seen>>,
+    /// The run that the newest connection leads to.
+    pub(super) newest: Arc<watch::Sender<Option<String>>>,
     alarm: Notify,
     doubt: Notify,
 }
@@ -71,10 +74,20 @@ impl Watch {
         self.seen.borrow().clone()
     }
 
-    /// Whether the server that was last seen is in this run; nothing where none was.
+    /// Whether the newest connection leads to this run of a server; nothing where there was none.
     pub fn is_run(&self, run: &str) -> Option<bool> {
-        let seen = self.seen.borrow();
-        seen.as_ref().and_then(|seen| seen.server.as_ref().ok()).map(|server| server.run == run)
+        self.newest.borrow().as_ref().map(|newest| newest == run)
+    }
+
+    /// Ends when something else is seen than at the call.
+    pub fn changes(&self) -> impl Future<Output = ()> + Send + 'static {
+        let (mut seen, mut newest) = (self.seen.subscribe(), self.newest.subscribe());
+        async move {
+            tokio::select! {
+                _ = seen.changed() => {}
+                _ = newest.changed() => {}
+            }
+        }
     }
 
     /// Whether the server could not be reached when it was last tried.
@@ -107,6 +120,9 @@ impl Watch {
     }
 
     fn note(&self, server: Result<Server, String>) {
+        if let Ok(server) = &server {
+            lead(&self.newest, &server.run);
+        }
         let now = Seen { at: Instant::now(), server };
         self.seen.send_modify(|seen| {
             let changed = match (seen.as_ref().map(|seen| &seen.server), &now.server) {
@@ -126,6 +142,17 @@ impl Watch {
             *seen = Some(now);
         });
     }
+}
+
+/// Notes which run the newest connection leads to.
+pub(super) fn lead(newest: &watch::Sender<Option<String>>, run: &str) {
+    newest.send_if_modified(|known| {
+        let other = known.as_deref() != Some(run);
+        if other {
+            *known = Some(run.to_owned());
+        }
+        other
+    });
 }
 
 /// What is asked of the server at each look.

@@ -7,7 +7,7 @@ use super::compare::{Told, foreign};
 use super::manifest::Manifest;
 use crate::error::{Error, Result};
 use crate::keyring::shard::Header;
-use crate::objects::{Tag, Trouble};
+use crate::objects::{Objects, Tag, Trouble};
 
 /// The name of the manifest.
 pub const MANIFEST: &str = "manifest.json";
@@ -47,7 +47,7 @@ impl Writer<'_> {
             Err(trouble) => Err(trouble),
         };
         match probed {
-            Ok(tag) => forgets(&tag)?,
+            Ok(tag) => forgets(&self.objects, &tag)?,
             // Another daemon was probing.
             Err(Trouble::Changed) => {}
             Err(trouble) => return Err(away(&trouble)),
@@ -100,6 +100,6 @@ impl Writer<'_> {
 }
 
 /// Refuses a store that keeps the version before.
-pub(super) fn forgets(tag: &Tag) -> Result<()> {
-    if tag.names_version() { Err(remembers()) } else { Ok(()) }
+pub(super) fn forgets(objects: &Objects, written: &Tag) -> Result<()> {
+    if objects.keeps_versions(written) { Err(remembers()) } else { Ok(()) }
 }

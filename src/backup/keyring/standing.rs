@@ -2,7 +2,8 @@
 //!
 //! One that was brought back from a physical copy, or failed over to a server that lacked some of it, holds whoever was erased since. It is
 //! compared at the start and whenever PostgreSQL is another server or another run of it; until then, and while it is behind, no call is
-//! answered from it. A backup that cannot be read keeps nobody out: health tells.
+//! answered from it. A backup that cannot be read keeps nobody out: health tells. With `audit.on_gap = "record"` a daemon that signs
+//! takes such a database up by itself.
 
 use std::time::Duration;
 
@@ -10,8 +11,10 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::super::recover::{Way, enter, recover};
 use super::compare::compare;
-use crate::config::Config;
+use super::ring::Ring;
+use crate::config::{Config, OnGap};
 use crate::error::{Error, Result};
 use crate::records::Records;
 use crate::store::{Deadline, Store};
@@ -69,10 +72,9 @@ impl State {
         match &self.standing {
             Standing::Off => Some(Ok(())),
             Standing::Behind(_) => Some(Err(refusal(&self.standing))),
-            _ if same == Some(true) => Some(Ok(())),
-            // Whoever asks it finds out.
-            _ if store.watch().is_away() => Some(Ok(())),
-            _ => None,
+            // It may come back as another one.
+            _ if store.watch().is_away() => None,
+            _ => (same == Some(true)).then_some(Ok(())),
         }
     }
 }
@@ -109,12 +111,27 @@ impl Guard {
         if let Some(verdict) = self.state.borrow().verdict(store) {
             return verdict;
         }
-        self.wanted.notify_one();
         let mut state = self.state.subscribe();
-        let known = deadline.run(state.wait_for(|state| state.verdict(store).is_some())).await;
-        let verdict = known.ok().and_then(|known| known.ok()?.verdict(store));
-        verdict.unwrap_or_else(|| {
-            Err(Error::unavailable("the database is being compared with the keyring's backup; try again"))
+        let known = deadline.run(async {
+            loop {
+                self.wanted.notify_one();
+                let changes = store.watch().changes();
+                if let Some(verdict) = state.borrow_and_update().verdict(store) {
+                    return verdict;
+                }
+                tokio::select! {
+                    _ = state.changed() => {}
+                    () = changes => {}
+                }
+            }
+        });
+        known.await.unwrap_or_else(|_| {
+            let why = if store.watch().is_away() {
+                "PostgreSQL cannot be reached"
+            } else {
+                "the database is being compared with the keyring's backup; try again"
+            };
+            Err(Error::unavailable(why))
         })
     }
 
@@ -127,11 +144,8 @@ impl Guard {
         while !end.is_cancelled() {
             if self.is_due(records.store(), last) {
                 let deadline = Deadline::after(COMPARISON, end.clone());
-                match compare(records, config, &deadline).await {
-                    Ok((run, standing)) => self.note(run, standing),
-                    Err(error) => {
-                        tracing::debug!(%error, "the database could not be compared with the keyring's backup");
-                    }
+                if let Err(error) = self.look(records, config, &deadline).await {
+                    tracing::debug!(%error, "the database could not be compared with the keyring's backup");
                 }
                 last = Some(Instant::now());
             }
@@ -141,6 +155,22 @@ impl Guard {
                 () = end.cancelled() => {}
             }
         }
+    }
+
+    /// Compares; takes the database up where that is to be done by itself.
+    async fn look(&self, records: &Records, config: &Config, deadline: &Deadline) -> Result<()> {
+        let (run, standing) = compare(records, config, deadline).await?;
+        let is_behind = matches!(standing, Standing::Behind(_));
+        self.note(run, standing);
+        if !is_behind || config.audit.on_gap != OnGap::Record || !records.log().signs() {
+            return Ok(());
+        }
+        let ring = Ring::open(config, records.keyring(), &records.log().public_keys()).await?;
+        let found = recover(records.store(), &ring, Way::Recover(records), deadline).await?;
+        tracing::warn!(erased_again = found.erased_again, "a database that had lost erasures was taken up");
+        let (run, standing) = compare(records, config, deadline).await?;
+        self.note(run, standing);
+        enter(records, (Some(&found), 0), deadline).await
     }
 
     fn is_due(&self, store: &Store, last: Option<Instant>) -> bool {
