@@ -57,22 +57,35 @@ pub(super) fn entry(deployment: &str, size: u64, (old, new): (&SigningKey, &Sign
     }
 }
 
-/// Whether both keys that these labels name have signed what they say.
-pub fn is_signed(origin: &str, labels: &Labels) -> bool {
+/// A change of keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Succession {
+    /// The key that signed last.
+    pub old: VerifierKey,
+    /// The key that signs from now on.
+    pub new: VerifierKey,
+    /// The size of the heads log at the new key's first checkpoint.
+    pub size: u64,
+}
+
+/// The change that these labels tell, where both keys that they name have signed it.
+pub fn read(origin: &str, labels: &Labels) -> Option<Succession> {
     let label = |name| labels.iter().find(|(key, _)| *key == name).map(|(_, value)| value);
-    let ([old, new], Some(size)) = (KEYS.map(label), label(SIZE)) else { return false };
-    let (Some(old), Some(new)) = (old, new) else { return false };
+    let ([Some(old), Some(new)], size) = (KEYS.map(label), label(SIZE)?) else { return None };
     let text = text(origin, size, old, new);
-    [old, new].into_iter().zip(SIGNATURES.map(label)).all(|(key, signature)| {
-        let key = VerifierKey::decode(key).filter(|key| key.name() == origin);
-        let signature = signature.and_then(|signature| STANDARD.decode(signature).ok());
-        key.zip(signature).is_some_and(|(key, signature)| key.verifies(text.as_bytes(), &signature))
-    })
+    let signed = |key, signature| {
+        let key = VerifierKey::decode(key).filter(|key| key.name() == origin)?;
+        let signature = STANDARD.decode(label(signature)?).ok()?;
+        key.verifies(text.as_bytes(), &signature).then_some(key)
+    };
+    let [by_old, by_new] = SIGNATURES;
+    Some(Succession { old: signed(old, by_old)?, new: signed(new, by_new)?, size: size.parse().ok()? })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Labels, entry, is_signed};
+    use super::{Labels, Succession, entry, read};
+    use crate::audit::note::VerifierKey;
     use crate::keyring::SigningKey;
 
     #[test]
@@ -80,8 +93,10 @@ mod tests {
         let key = || SigningKey::parse("key".into(), &SigningKey::generate().unwrap()).unwrap();
         let (old, new, other) = (key(), key(), key());
         let labels = entry("test", 7, (&old, &new)).labels.unwrap();
-        assert!(is_signed("sidekeep/test", &labels));
-        assert!(!is_signed("sidekeep/other", &labels));
+        let named = |key: &SigningKey| VerifierKey::new("test", key.public());
+        let change = Succession { old: named(&old), new: named(&new), size: 7 };
+        assert_eq!(read("sidekeep/test", &labels), Some(change));
+        assert_eq!(read("sidekeep/other", &labels), None);
         let forged = entry("test", 7, (&other, &new)).labels.unwrap();
         for name in
             ["sidekeep.old_signature", "sidekeep.new_signature", "sidekeep.old_key", "sidekeep.heads_size"]
@@ -97,7 +112,7 @@ mod tests {
                 };
                 (k.to_owned(), v)
             });
-            assert!(!is_signed("sidekeep/test", &Labels::of(mixed)), "{name}");
+            assert_eq!(read("sidekeep/test", &Labels::of(mixed)), None, "{name}");
         }
     }
 }

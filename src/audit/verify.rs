@@ -10,6 +10,7 @@ mod plan;
 mod rows;
 mod section;
 mod state;
+mod trust;
 mod witness;
 
 use std::collections::HashMap;
@@ -180,7 +181,7 @@ impl Log {
             Scope::Within(range) => range,
             Scope::New => Range::EVERYTHING,
         };
-        let pass = Pass::new(self, digests, range, clock::now().utc(), deadline);
+        let pass = Pass::new(self, digests, range, clock::now().utc(), deadline).await?;
         let mut trees = Vec::with_capacity(plan.streams.len());
         for row in &plan.streams {
             trees.push(pass.tree(Some(row), &plan, scope).boxed());

@@ -61,7 +61,6 @@ struct Folder {
     socket: String,
     kek: String,
     signing: String,
-    checkpoints: String,
     owner_url: String,
 }
 
@@ -77,10 +76,14 @@ impl Folder {
             socket: format!("{root}/sidekeep.sock"),
             kek: format!("{root}/keys/kek"),
             signing: format!("{root}/keys/signing"),
-            checkpoints: format!("{root}/checkpoints"),
             owner_url: format!("{root}/keys/owner-url"),
             root,
         })
+    }
+
+    /// The URL of a folder in this one, in quotes.
+    fn destination(&self, name: &str) -> String {
+        quoted(&Destination::Directory(format!("{}/{name}", self.root).into()).to_string())
     }
 
     fn load(&self) -> anyhow::Result<Loaded> {
@@ -153,16 +156,20 @@ fn make_key(path: &str, text: &str) -> anyhow::Result<()> {
 fn configuration(folder: &Folder, url: &str) -> String {
     let (socket, kek, owner_url) = (quoted(&folder.socket), quoted(&folder.kek), quoted(&folder.owner_url));
     let signing = quoted(&folder.signing);
-    let publish = quoted(&Destination::Directory(folder.checkpoints.clone().into()).to_string());
+    let [publish, keyring, archive, dumps] =
+        ["checkpoints", "keyring", "archive", "dumps"].map(|name| folder.destination(name));
     let url = quoted(url);
     format!(
         "# Made by `sidekeep dev`, which keeps what you change here. `sidekeep config show` prints every key.\n\n\
          [deployment]\nname = \"dev\"\n\n\
          [socket]\npath = {socket}\n# Yours alone; a group may be given here.\ngroup = \"\"\n\n\
          [database]\nurl = {url}\n# The cluster's superuser, who owns the tables.\nmigrate_url_file = {owner_url}\n\n\
-         [keyring]\n# Without this file nothing that is sealed opens again.\nkey_files = [{kek}]\n\n\
+         [keyring]\n# Without this file nothing that is sealed opens again.\nkey_files = [{kek}]\n\
+         # Its backup: without it a dump opens nothing.\nbackup = {keyring}\n\n\
          [audit]\n# Checkpoints go here; best where whoever can change the database cannot.\npublish = {publish}\n\n\
          [signing]\nkey_files = [{signing}]\n\n\
+         [archive]\ndestination = {archive}\n\n\
+         [backup]\ndestination = {dumps}\n\n\
          [log]\nformat = \"text\"\n"
     )
 }

@@ -5,6 +5,8 @@ use std::fmt::{self, Display};
 use crate::app::OpenError;
 use crate::config::ConfigError;
 use crate::error::Error;
+use crate::keyring::StartError;
+use crate::store::migrations::MigrateError;
 
 /// An exit code other than 0 and 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +52,9 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     let away = |cause: &(dyn std::error::Error + 'static)| {
         matches!(cause.downcast_ref(), Some(Error::Unavailable { .. }))
             || matches!(cause.downcast_ref(), Some(OpenError::Connect(_) | OpenError::Database(_)))
+            // An error that says what another one says is no cause of its own in the chain.
+            || matches!(cause.downcast_ref(), Some(OpenError::Keyring(StartError::Database(Error::Unavailable { .. }))))
+            || matches!(cause.downcast_ref(), Some(MigrateError::Connect(_)))
     };
     if error.chain().any(away) {
         return 2;
@@ -87,6 +92,9 @@ mod tests {
         assert_eq!(exit_code(&coded(Code::Usage, "x")), 2);
         assert_eq!(exit_code(&coded(Code::Busy, "x")), 75);
         assert_eq!(exit_code(&coded(Code::Config, "x").context("about it")), 78);
+        let away = || Error::unavailable("PostgreSQL cannot be reached");
+        assert_eq!(exit_code(&away().into()), 2);
+        assert_eq!(exit_code(&anyhow::Error::new(OpenError::Keyring(away().into())).context("the log")), 2);
         assert_eq!(exit_code(&Unwritten(ErrorKind::BrokenPipe.into()).into()), 0);
         assert_eq!(exit_code(&Unwritten(ErrorKind::StorageFull.into()).into()), 1);
         assert_eq!(

@@ -24,6 +24,10 @@ pub use upload::Upload;
 /// The most objects that a list holds.
 pub const LISTED: usize = 1_000_000;
 
+/// Who is asked for credentials where none are set: only a machine in a cloud has an answer.
+const METADATA: [&str; 2] = ["169.254.169.254", "metadata.google.internal"];
+const CREDENTIALS: &str = "s3.credentials_file, gs.credentials_file";
+
 /// An open destination.
 #[derive(Clone, Debug)]
 pub struct Objects {
@@ -290,6 +294,9 @@ fn trouble(error: object_store::Error) -> Trouble {
                     said = format!("{said}: {inner_said}");
                 }
                 cause = inner.source();
+            }
+            if METADATA.iter().any(|host| said.contains(host)) {
+                said = format!("no credentials are set ({CREDENTIALS}), and this machine has no role: {said}");
             }
             Trouble::Away(said)
         }

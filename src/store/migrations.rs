@@ -11,6 +11,7 @@ use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 use tokio_util::task::TaskTracker;
 
 use super::connect::{ConnectError, Target};
+use super::session::Session;
 use super::{Connection, Deadline, Store};
 use crate::config::{Database, Period};
 use crate::error::Result;
@@ -95,15 +96,16 @@ pub async fn apply(
     url: &str,
     tracker: &TaskTracker,
 ) -> Result<Vec<String>, MigrateError> {
-    let mut connection = owner(database, url, tracker).await?;
-    connection.batch_execute(LOCK).await?;
-    if !role_exists(&mut connection).await? {
+    let mut session = owner(database, url, tracker).await?;
+    session.pg.batch_execute(LOCK).await?;
+    if !role_exists(&mut session.pg).await? {
         return Err(MigrateError::NoRole);
     }
-    connection
+    session
+        .pg
         .batch_execute("CREATE SCHEMA IF NOT EXISTS sidekeep; SET search_path = sidekeep, pg_catalog")
         .await?;
-    let mut harness = AsyncMigrationHarness::new(connection);
+    let mut harness = AsyncMigrationHarness::new(session.pg);
     let applied = harness.run_pending_migrations(MIGRATIONS).map_err(MigrateError::Migration)?;
     Ok(applied.iter().map(MigrationVersion::to_string).collect())
 }
@@ -113,9 +115,9 @@ pub async fn apply(
 /// # Errors
 /// The first that fails.
 pub async fn revert_all(database: &Database, url: &str, tracker: &TaskTracker) -> Result<(), MigrateError> {
-    let mut connection = owner(database, url, tracker).await?;
-    connection.batch_execute("SET search_path = sidekeep, pg_catalog").await?;
-    let mut harness = AsyncMigrationHarness::new(connection);
+    let mut session = owner(database, url, tracker).await?;
+    session.pg.batch_execute("SET search_path = sidekeep, pg_catalog").await?;
+    let mut harness = AsyncMigrationHarness::new(session.pg);
     harness.revert_all_migrations(MIGRATIONS).map_err(MigrateError::Migration)?;
     Ok(())
 }
@@ -125,8 +127,8 @@ pub async fn revert_all(database: &Database, url: &str, tracker: &TaskTracker) -
 /// # Errors
 /// There is no connection, or PostgreSQL refused.
 pub async fn check(database: &Database, url: &str, tracker: &TaskTracker) -> Result<Schema, MigrateError> {
-    let mut connection = owner(database, url, tracker).await?;
-    Ok(examine(&mut connection).await?)
+    let mut session = owner(database, url, tracker).await?;
+    Ok(examine(&mut session.pg).await?)
 }
 
 /// Writes, as the owner of the tables, how long the log is kept at the least, and that PostgreSQL's clock is right now.
@@ -144,9 +146,9 @@ pub async fn confirm_retention(
             (SELECT max(r.heartbeat_at) FROM sidekeep.job_runs r)) \
         ON CONFLICT ((true)) DO UPDATE SET keep_seconds = excluded.keep_seconds, confirmed_at = excluded.confirmed_at, \
             clock_seen = excluded.clock_seen";
-    let mut connection = owner(database, url, tracker).await?;
+    let mut session = owner(database, url, tracker).await?;
     let seconds = i64::try_from(period.duration().as_secs()).unwrap_or(i64::MAX);
-    diesel::sql_query(CONFIRM).bind::<Int8, _>(seconds).execute(&mut connection).await?;
+    diesel::sql_query(CONFIRM).bind::<Int8, _>(seconds).execute(&mut session.pg).await?;
     Ok(())
 }
 
@@ -160,8 +162,9 @@ impl Store {
     }
 }
 
-async fn owner(database: &Database, url: &str, tracker: &TaskTracker) -> Result<Connection, ConnectError> {
-    Ok(Target::new(database, url, tracker.clone())?.connect().await?.pg)
+/// The session ends soon after it is dropped: whoever takes its connection out of it keeps the rest.
+async fn owner(database: &Database, url: &str, tracker: &TaskTracker) -> Result<Session, ConnectError> {
+    Target::new(database, url, tracker.clone())?.connect().await
 }
 
 #[derive(QueryableByName)]

@@ -404,7 +404,7 @@ fn an_export_that_is_killed_or_loses_postgresql_leaves_nothing() {
     let lost = begin_export(&daemon, &directory.join("lost.zip"));
     cluster.crash();
     let lost = lost.wait_with_output().unwrap();
-    assert_eq!(lost.status.code(), Some(1), "{}", String::from_utf8_lossy(&lost.stderr));
+    assert_eq!(lost.status.code(), Some(2), "{}", String::from_utf8_lossy(&lost.stderr));
     assert_eq!(names(&directory), Vec::<String>::new());
     // A server that was only restarted is asked again: the export is whole.
     cluster.up();

@@ -18,7 +18,7 @@ use crate::support::{Answer, Client, Cluster, Daemon, Psql, World, timed, wait_f
 const LATE: Duration = Duration::from_secs(2);
 
 fn consent(user_id: &str, id: &str) -> Value {
-    json!({ "user_id": user_id, "consent_type": "c", "granted": true, "id": format!("consent-{id}") })
+    json!({ "user_id": user_id, "consent_type": "c", "granted": true, "id": id })
 }
 
 fn health(client: &mut Client) -> Value {
@@ -305,7 +305,7 @@ fn read_only_it_refuses_writes_and_serves_reads() {
     set("on");
     for user_id in ["u", "new"] {
         wait_for("the sessions to hear of it", || {
-            let answer = client.call("consent.record", consent(user_id, user_id));
+            let answer = client.call("consent.record", consent(user_id, &format!("{user_id}-1")));
             answer
                 .is_err_and(|error| {
                     assert_eq!(error.kind(), "unavailable", "{error:?}");
@@ -324,8 +324,8 @@ fn read_only_it_refuses_writes_and_serves_reads() {
     let second = world.start_with("audit.access = \"none\"\n");
     assert_eq!(second.ok("preferences.get", json!({ "user_id": "u" }))["preferences"], json!({ "a": 1 }));
     set("off");
-    client.ok("consent.record", consent("late", "late"));
-    second.ok("consent.record", consent("late", "late"));
+    client.ok("consent.record", consent("late", "late-1"));
+    second.ok("consent.record", consent("late", "late-1"));
 }
 
 #[test]

@@ -11,7 +11,7 @@ use crate::support::{Answer, Cluster, Daemon, Fault, Proxy, Psql, World, timed, 
 const LATE: Duration = Duration::from_secs(2);
 
 fn consent(user_id: &str, id: &str) -> Value {
-    json!({ "user_id": user_id, "consent_type": "c", "granted": true, "id": format!("consent-{id}") })
+    json!({ "user_id": user_id, "consent_type": "c", "granted": true, "id": id })
 }
 
 /// A world whose daemons reach the shared cluster by way of a proxy.
@@ -139,7 +139,7 @@ fn a_standby_that_is_gone_makes_no_success() {
     };
     reload("nobody");
     for user_id in ["known", "new"] {
-        let (error, took) = timed(|| client.err("consent.record", consent(user_id, user_id)));
+        let (error, took) = timed(|| client.err("consent.record", consent(user_id, &format!("{user_id}-1"))));
         eprintln!("deadline 1s: {user_id} {took:?}");
         assert_eq!(error.kind(), "unknown_outcome", "{user_id}: {error:?}");
         assert!(took < LATE);
@@ -170,7 +170,7 @@ fn a_standby_that_is_gone_makes_no_success() {
     assert!(patient.log().contains("canceling wait for synchronous replication"), "the warning is logged");
 
     reload("");
-    for (user_id, id) in [("known", "known"), ("new", "new"), ("known", "cancelled")] {
+    for (user_id, id) in [("known", "known-1"), ("new", "new-1"), ("known", "cancelled")] {
         client.ok("consent.record", consent(user_id, id));
     }
     assert_eq!(world.sql("SELECT count(*) FROM consent_records"), "3");

@@ -345,12 +345,23 @@ fn another_signing_key_is_entered_signed_by_both() {
             labels.as_object().unwrap().iter().map(|(k, v)| (k.clone(), v.as_str().unwrap().to_owned())),
         )
     };
-    assert!(succession::is_signed("sidekeep/test", &read(labels)));
+    assert!(succession::read("sidekeep/test", &read(labels)).is_some());
     append(&daemon, 1);
     assert_eq!(checkpoint(&daemon)["state"], "ok");
     assert_eq!(world.sql("SELECT count(*) FROM audit_logs WHERE action = 'log.signing_key'"), "1");
     assert_eq!((verify(&daemon)["verdict"].clone(), objects(&world).len()), (json!("intact"), 3));
     assert!(python(&world).starts_with("intact: "));
+    daemon.stop();
+
+    // The log itself leads from the new key to what the old one has signed: its file can be destroyed.
+    let daemon = world.start_with(&format!("{}signing.key_files = [{new:?}]\n", publishing(&world)));
+    append(&daemon, 1);
+    assert_eq!(checkpoint(&daemon)["state"], "ok");
+    assert_eq!(verify(&daemon)["verdict"], "intact");
+    daemon.stop();
+    let stranger = world.add_signing_key("signing-3");
+    let daemon = world.start_with(&format!("jobs.enabled = false\nsigning.key_files = [{stranger:?}]\n"));
+    assert_eq!(verify(&daemon)["verdict"], "broken", "a key that followed none of them");
     daemon.assert_well();
 
     // Without a publication to read, the last note in the database tells who signed last.

@@ -6,7 +6,7 @@ use sidekeep::config::Database;
 use sidekeep::store::migrations;
 use tokio_util::task::TaskTracker;
 
-use crate::support::{Cluster, World, migrate, sidekeep, sql};
+use crate::support::{Cluster, Psql, World, migrate, sidekeep, sql, wait_for};
 
 fn dump(url: &str) -> String {
     let done = Command::new("pg_dump").args(["--schema-only", "--schema=sidekeep", url]).output().unwrap();
@@ -91,7 +91,7 @@ fn the_daemons_role_can_do_no_more_than_it_needs() {
     assert_eq!(
         grants,
         "__diesel_schema_migrations:r audit_archives:ra audit_checkpoints:ra audit_dropped:ra audit_heads:ra audit_logs:ra audit_nodes:ra audit_publications:raw \
-         audit_staged:rad audit_streams:raw audit_verified:raw consent_evidence:rad consent_records:rad conversation_messages:rad \
+         audit_staged:rad audit_streams:raw audit_verified:raw backup_policy:raw consent_evidence:rad consent_records:rad conversation_messages:rad \
          conversations:rawd daemons:rawd deployment:ra job_runs:rawd keyring_backups:rw keyring_marks:rad keyring_shards:r keyring_writes:rad legal_holds:rad requests:rad retention_floor:r retention_policies:raw schema_compatibility:r \
          subject_erasures:ra subject_refusals:rad subjects:rad user_preferences:rawd user_profiles:rawd"
     );
@@ -126,4 +126,23 @@ fn a_daemon_serves_only_a_schema_that_it_knows() {
     let mut daemon = world.spawn("");
     assert_eq!(daemon.wait(), Some(1));
     assert!(daemon.log().contains("99.0.0"), "{}", daemon.log());
+}
+
+#[test]
+fn a_migration_may_take_as_long_as_it_takes() {
+    let cluster = Cluster::shared();
+    let url = cluster.owner_url(&cluster.empty_database());
+    // Another migration is at work.
+    let mut other = Psql::open(&url);
+    other.run("SELECT pg_advisory_lock(7306085893296054114)");
+    let migration = std::thread::spawn({
+        let url = url.clone();
+        move || migrate(&url)
+    });
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory' \
+                 AND query_start < clock_timestamp() - interval '2 seconds'";
+    wait_for("a migration that waits for long", || (other.run(waits) == "1").then_some(()));
+    drop(other);
+    migration.join().unwrap();
+    assert_eq!(sql(&url, "SELECT count(*) FROM user_profiles"), "0");
 }

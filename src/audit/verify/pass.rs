@@ -15,13 +15,13 @@ use tokio::sync::Semaphore;
 use super::findings::{Findings, at};
 use super::rows::{self, Entries};
 use super::section::{LEVEL, Mark, Outcome, Section, Steps, TileRow, Told};
+use super::trust::Trust;
 use super::{Digests, Range, witness};
 use crate::audit::dropped::{self, Dropped};
 use crate::audit::growth::HEIGHT;
 use crate::audit::heads::{CheckpointRow, HeadRow};
 use crate::audit::log::Log;
 use crate::audit::merkle::{Hash, Node};
-use crate::audit::note::{self, VerifierKey};
 use crate::audit::refused::{away, late};
 use crate::audit::tree::Tree;
 use crate::error::{Error, Result};
@@ -45,7 +45,7 @@ pub(super) struct Pass<'a> {
     pub(super) now: DateTime<Utc>,
     /// Who was in the keyring when last looked; bounded.
     pub(super) living: Mutex<HashSet<i64>>,
-    keys: Vec<VerifierKey>,
+    trust: Trust,
     places: Semaphore,
     idle: Mutex<Vec<Dedicated>>,
 }
@@ -79,16 +79,15 @@ impl NodeRow {
 }
 
 impl<'a> Pass<'a> {
-    pub(super) fn new(
+    pub(super) async fn new(
         log: &'a Log,
         digests: Digests,
         range: Range,
         now: DateTime<Utc>,
         deadline: &'a Deadline,
-    ) -> Self {
-        let key = |key: &crate::keyring::SigningKey| VerifierKey::new(log.keyring.deployment(), key.public());
-        Self {
-            keys: log.signers.iter().map(key).collect(),
+    ) -> Result<Self> {
+        Ok(Self {
+            trust: Trust::of(log, deadline).await?,
             places: Semaphore::new(width()),
             idle: Mutex::default(),
             living: Mutex::default(),
@@ -97,7 +96,7 @@ impl<'a> Pass<'a> {
             digests,
             range,
             now,
-        }
+        })
     }
 
     /// Looks at these leaves of a tree; the pieces come in order, and so many at once are under way.
@@ -240,13 +239,10 @@ impl<'a> Pass<'a> {
 
     /// A daemon without a signing key leaves the signatures to those who have the public half.
     fn signature(&self, tree: Tree, checkpoint: &CheckpointRow, findings: &mut Findings) {
-        let opened = note::open(&checkpoint.note, &self.keys);
-        let signed = opened.is_some_and(|opened| {
-            i64::try_from(opened.size) == Ok(checkpoint.size)
-                && opened.root.bytes().as_slice() == checkpoint.root
-        });
-        if !self.keys.is_empty() && !signed {
-            let expected = "a note over this root, signed by one of signing.key_files";
+        let signed = self.trust.covers(&checkpoint.note, checkpoint.size, &checkpoint.root);
+        if !self.trust.is_empty() && !signed {
+            let expected =
+                "a note over this root, signed by one of signing.key_files, or by a key that it followed";
             findings.add((tree.number(), checkpoint.size), "note", expected, checkpoint.note.clone());
         }
     }

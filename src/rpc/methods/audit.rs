@@ -186,7 +186,7 @@ fn add_proofs(methods: &mut Methods) {
                  Tells all breaks. Answers when it is done, or after `wait` with the run to follow in job.history.",
                 (
                     "{}",
-                    r#"{"verdict":"intact","entries":12,"erased_subjects":0,"gaps":0,"breaks":[],"more_breaks":0}"#,
+                    r#"{"verdict":"intact","entries":12,"erased_subjects":0,"gaps":0,"dropped":0,"breaks":[],"more_breaks":0}"#,
                 ),
             )
         },

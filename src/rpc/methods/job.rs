@@ -51,9 +51,9 @@ pub(super) fn add(methods: &mut Methods) {
                 (
                     "{}",
                     concat!(
-                        r#"{"items":[{"name":"checkpoint","schedule":"* * * * *","time_zone":"UTC","enabled":true,"next_due":"2026-11-20T19:56:00.000000Z","last_run":null},{"name":"partitions","schedule":"0 4 * * *","time_zone":"UTC","enabled":true,"next_due":"2026-11-21T04:00:00.000000Z","last_run":"#,
+                        r#"{"items":[{"name":"archive","schedule":"0 4 * * *","time_zone":"UTC","enabled":false,"next_due":null,"last_run":null},{"name":"backup","schedule":"0 2 * * *","time_zone":"UTC","enabled":true,"next_due":"2026-11-21T02:00:00.000000Z","last_run":null},{"name":"checkpoint","schedule":"* * * * *","time_zone":"UTC","enabled":true,"next_due":"2026-11-20T19:56:00.000000Z","last_run":null},{"name":"drill","schedule":"0 5 * * 0","time_zone":"UTC","enabled":true,"next_due":"2026-11-22T05:00:00.000000Z","last_run":null},{"name":"keyring_backup","schedule":"* * * * *","time_zone":"UTC","enabled":true,"next_due":"2026-11-20T19:56:00.000000Z","last_run":null},{"name":"partitions","schedule":"0 4 * * *","time_zone":"UTC","enabled":true,"next_due":"2026-11-21T04:00:00.000000Z","last_run":"#,
                         job_run!(),
-                        r#"},{"name":"verify","schedule":"0 * * * *","time_zone":"UTC","enabled":true,"next_due":"2026-11-20T20:00:00.000000Z","last_run":null}]}"#
+                        r#"},{"name":"retention","schedule":"0 3 * * *","time_zone":"UTC","enabled":true,"next_due":"2026-11-21T03:00:00.000000Z","last_run":null},{"name":"verify","schedule":"0 * * * *","time_zone":"UTC","enabled":true,"next_due":"2026-11-20T20:00:00.000000Z","last_run":null}]}"#
                     ),
                 ),
             )
