@@ -51,6 +51,7 @@ mod records;
 mod requests;
 mod recover;
 mod restore;
+mod restore_dumps;
 mod restriction;
 mod retention;
 mod retention_months;

@@ -10,10 +10,10 @@ use crate::support::kept::{directory, keyring_backup, people};
 use crate::support::{Cluster, Daemon, Store, World, sidekeep, sql, wait_for};
 
 /// A deployment with a dump: `ada`, `bob` and `eve` are in it.
-struct Dumped {
-    world: World,
-    daemon: Daemon,
-    name: String,
+pub struct Dumped {
+    pub world: World,
+    pub daemon: Daemon,
+    pub name: String,
     more: String,
 }
 
@@ -44,16 +44,21 @@ fn owner(world: &World) -> String {
     format!("audit.streams = 1\ndatabase.direct_url_file = {file:?}\n")
 }
 
-fn run(daemon: &Daemon, job: &str) -> Value {
+pub fn run(daemon: &Daemon, job: &str) -> Value {
     let done = daemon.ok("job.run", json!({ "name": job, "wait": "60s" }));
     assert_eq!(done["state"], "ok", "{done}");
     done
 }
 
 impl Dumped {
-    fn new() -> Self {
+    pub fn new() -> Self {
+        Self::with("")
+    }
+
+    /// With more configuration.
+    pub fn with(more: &str) -> Self {
         let world = World::new();
-        let more = config(&world);
+        let more = format!("{}{more}", config(&world));
         Self::of(world, more)
     }
 
@@ -75,12 +80,13 @@ impl Dumped {
         }
         checkpoint(&daemon);
         run(&daemon, "backup");
-        let name = daemon.ok("backup.list", json!({}))["items"][0]["name"].as_str().unwrap().to_owned();
+        let listed = daemon.ok("backup.list", json!({}));
+        let name = listed["items"][0]["name"].as_str().unwrap_or_else(|| panic!("{more}: {listed}")).to_owned();
         Self { world, daemon, name, more }
     }
 
     /// What happens after the dump, and is lost: but that `bob` was erased.
-    fn go_on(&self) {
+    pub fn go_on(&self) {
         self.daemon.ok("subject.erase", json!({ "user_id": "bob", "reason": "request" }));
         self.daemon.ok("preferences.set", json!({ "user_id": "zoe", "preferences": { "late": true } }));
         checkpoint(&self.daemon);
@@ -95,16 +101,16 @@ impl Dumped {
         wait_for("its manifest", || (self.world.sql(behind) == "f").then_some(()));
     }
 
-    fn empty(&self) -> String {
+    pub fn empty(&self) -> String {
         let cluster = Cluster::shared();
         cluster.owner_url(&cluster.empty_database())
     }
 
-    fn restore(&self, into: &str, more: &[&str]) -> Done {
+    pub fn restore(&self, into: &str, more: &[&str]) -> Done {
         self.restore_this(&self.name, into, more)
     }
 
-    fn restore_this(&self, what: &str, into: &str, more: &[&str]) -> Done {
+    pub fn restore_this(&self, what: &str, into: &str, more: &[&str]) -> Done {
         let config = self.daemon.config.to_str().unwrap();
         let done =
             sidekeep(&[&["--config", config, "--json", "restore", what, "--into", into], more].concat());
@@ -116,7 +122,7 @@ impl Dumped {
     }
 
     /// A daemon on another database.
-    fn serve(&self, into: &str) -> Daemon {
+    pub fn serve(&self, into: &str) -> Daemon {
         let app = into.replacen(&format!("{}@", user(into)), "sidekeep_app@", 1);
         self.world.start_with(&format!("{}database.url = {app:?}\n", self.more))
     }
@@ -128,22 +134,22 @@ fn user(url: &str) -> String {
 }
 
 #[derive(Debug)]
-struct Done {
-    code: Option<i32>,
-    told: Value,
+pub struct Done {
+    pub code: Option<i32>,
+    pub told: Value,
     said: String,
 }
 
 impl Done {
     #[track_caller]
-    fn refused(&self, why: &str) {
+    pub fn refused(&self, why: &str) {
         assert_eq!(self.code, Some(1), "{self:?}");
         assert!(self.said.contains(why), "{self:?}");
     }
 }
 
 #[track_caller]
-fn untouched(into: &str) {
+pub fn untouched(into: &str) {
     assert_eq!(sql(into, "SELECT to_regnamespace('sidekeep') IS NULL"), "t");
 }
 
