@@ -179,6 +179,11 @@ impl Job {
         config.jobs.enabled && (self.settings)(&config.jobs).enabled && (self.lacks)(config).is_none()
     }
 
+    /// The key of the configuration that has to be set before it can run here; nothing where none is missing.
+    pub fn missing_key(&self, config: &config::Config) -> Option<&'static str> {
+        (self.lacks)(config)
+    }
+
     /// Refuses a job that is off for want of a key of the configuration.
     ///
     /// # Errors
