@@ -70,23 +70,32 @@ impl Tree {
         connection: &mut Connection,
         nodes: &[Node],
     ) -> Result<HashMap<Node, Hash>> {
-        let tiles = self.tiles(connection, nodes).await?;
-        let in_tiles = |node: &Node| {
-            let (tile, from, count) = place(*node);
-            let children = tiles.get(&tile)?;
-            root_over(children.get(from..from.checked_add(count)?)?.to_vec())
-        };
-        let mut known: HashMap<Node, Hash> =
-            nodes.iter().filter_map(|node| Some((*node, in_tiles(node)?))).collect();
-        if known.len() < nodes.len() {
+        let mut known = self.in_tiles(connection, nodes).await?;
+        let is_missing = |known: &HashMap<Node, Hash>, node: &&Node| !known.contains_key(node);
+        if nodes.iter().any(|node| is_missing(&known, &node)) {
             let growth = self.growth(connection).await?;
-            for node in nodes {
-                if !known.contains_key(node) {
-                    known.insert(*node, at_the_edge(&growth, *node).ok_or_else(|| self.broken())?);
-                }
+            let left: Vec<Node> = nodes.iter().filter(|node| is_missing(&known, node)).copied().collect();
+            known.extend(left.iter().filter_map(|node| Some((*node, at_the_edge(&growth, *node)?))));
+            // Where this is no snapshot, and others have appended since the tiles were read: it is in one now.
+            let passed: Vec<Node> = left.iter().filter(|node| is_missing(&known, node)).copied().collect();
+            if !passed.is_empty() {
+                known.extend(self.in_tiles(connection, &passed).await?);
+            }
+            if left.iter().any(|node| is_missing(&known, &node)) {
+                return Err(self.broken());
             }
         }
         Ok(known)
+    }
+
+    /// The hashes of those subtrees that are in complete tiles.
+    async fn in_tiles(self, connection: &mut Connection, nodes: &[Node]) -> Result<HashMap<Node, Hash>> {
+        let tiles = self.tiles(connection, nodes).await?;
+        let hash = |node: &Node| {
+            let (tile, from, count) = place(*node);
+            root_over(tiles.get(&tile)?.get(from..from.checked_add(count)?)?.to_vec())
+        };
+        Ok(nodes.iter().filter_map(|node| Some((*node, hash(node)?))).collect())
     }
 
     /// The tiles that these subtrees are in, of those that are complete.
