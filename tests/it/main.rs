@@ -41,6 +41,7 @@ mod jobs;
 mod keyring_backup;
 mod keys;
 mod limits;
+mod month;
 mod objects;
 mod outcome;
 mod protocol;

@@ -147,6 +147,14 @@ impl World {
         daemon
     }
 
+    /// Starts a daemon on the host of a cluster with a clock of its own, and waits for nothing.
+    pub fn spawn_beside(&self, cluster: &Cluster, more: &str) -> Daemon {
+        let (config, socket) = self.configure(more);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sidekeep"));
+        command.envs(cluster.host_clock());
+        Daemon::run(command, &config, &socket)
+    }
+
     /// A query as the owner of the tables.
     pub fn sql(&self, query: &str) -> String {
         sql(&self.owner_url, query)
