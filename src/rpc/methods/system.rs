@@ -12,6 +12,7 @@ use super::{About, Methods, gauges};
 use crate::app::State;
 use crate::audit::Leased;
 use crate::audit::publication;
+use crate::backup::keyring::Standing;
 use crate::config::{LogLevel, Period};
 use crate::error::{Error, Result};
 use crate::jobs::{JOBS, Job, JobRun, RunState};
@@ -209,6 +210,10 @@ pub(super) struct VerificationReport {
 struct JobReport {
     /// Whether this daemon runs it when it is due.
     enabled: bool,
+    /// The key of the configuration that has to be set before it can run here; null where none is missing.
+    missing_key: Option<&'static str>,
+    /// The run that is going on, and how far it is.
+    running: Option<JobRun>,
     /// The last run that ended and was no dry run.
     last_run: Option<JobRun>,
     /// How long ago that was.
@@ -337,13 +342,14 @@ fn jobs(call: &Call) -> Check {
 
 /// One that is off, or was not looked at yet, is well.
 fn keyring_backup(call: &Call) -> Check {
+    let standing = call.app.keyring_guard.standing();
+    if let Some(message) = standing.message() {
+        let behind = matches!(standing, Standing::Behind(_));
+        let status = if behind { Status::Unavailable } else { Status::Degraded };
+        return Check { status, message: Some(message) };
+    }
     let late = call.app.keyring_lateness.seen().filter(|late| late.is_broken());
-    let message = late.map(|late| {
-        format!(
-            "an erasure, a hold or a restriction of {:.0} seconds ago is not in the keyring's backup; see job.history of keyring_backup",
-            late.seconds.unwrap_or_default()
-        )
-    });
+    let message = late.map(|late| late.alarm());
     Check { status: if message.is_some() { Status::Degraded } else { Status::Ok }, message }
 }
 
@@ -366,11 +372,13 @@ pub(super) fn verification(call: &Call) -> VerificationReport {
 }
 
 fn job_reports(call: &Call) -> BTreeMap<&'static str, JobReport> {
-    let mut ended = call.calls.jobs().ended();
+    let (mut ended, mut running) = (call.calls.jobs().ended(), call.calls.jobs().running());
     let report = |job: &Job| {
         let last = ended.remove(job.name);
         let report = JobReport {
             enabled: job.is_enabled(&call.app.config),
+            missing_key: job.missing_key(&call.app.config),
+            running: running.remove(job.name),
             age_seconds: last.as_ref().map(|last| last.age().as_secs()),
             last_run: last.map(|last| last.run),
         };

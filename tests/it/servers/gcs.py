@@ -66,16 +66,23 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(200)
 
     def bucket_GET(self, bucket, _, query, __):
-        listed, _ = STORAGE.get_file_list(bucket, query.get("prefix") or None)
+        prefix, delimiter = query.get("prefix") or "", query.get("delimiter")
+        listed, _ = STORAGE.get_file_list(bucket, prefix or None)
+        shown = {}
+        for found in listed:
+            head, cut, _ = found["name"][len(prefix):].partition(delimiter) if delimiter else ("", "", "")
+            shown[prefix + head + cut if cut else found["name"]] = None if cut else found
         after = query.get("continuation-token") or query.get("start-after") or ""
-        listed = [found for found in listed if found["name"] > after]
+        names = sorted(name for name in shown if name > after)
         most = min(int(query.get("max-keys", 1000)), 1000)
-        inner = "<IsTruncated>%s</IsTruncated>" % str(len(listed) > most).lower()
-        if len(listed) > most:
-            inner += "<NextContinuationToken>%s</NextContinuationToken>" % escape(listed[most - 1]["name"])
-        for found in listed[:most]:
+        inner = "<IsTruncated>%s</IsTruncated>" % str(len(names) > most).lower()
+        if len(names) > most:
+            inner += "<NextContinuationToken>%s</NextContinuationToken>" % escape(names[most - 1])
+        for name in names[:most]:
+            found = shown[name]
             inner += "<Contents><Key>%s</Key><Size>%s</Size><LastModified>%s</LastModified><ETag>%s</ETag></Contents>" % (
-                escape(found["name"]), found["size"], found["updated"], escape(found["etag"]))
+                escape(name), found["size"], found["updated"], escape(found["etag"])) if found else ""
+            inner += "" if found else "<CommonPrefixes><Prefix>%s</Prefix></CommonPrefixes>" % escape(name)
         self.xml(inner, "ListBucketResult")
 
     def generation(self, bucket, name):
