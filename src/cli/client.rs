@@ -45,7 +45,9 @@ impl std::fmt::Display for Refusal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.said("kind") {
             // Some messages begin with it, as they are told in a job's error, too.
-            Some(kind) if self.message.starts_with(&format!("{kind}: ")) => return f.write_str(&self.message),
+            Some(kind) if self.message.starts_with(&format!("{kind}: ")) => {
+                return f.write_str(&self.message);
+            }
             Some(kind) => f.write_str(kind)?,
             None => write!(f, "{}", self.code)?,
         }
