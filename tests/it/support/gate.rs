@@ -14,8 +14,10 @@ pub enum Passage {
     Open,
     /// Each connection is cut at once.
     Refused,
-    /// A request that writes or deletes a name with this in it is taken and never answered, nor what follows it; others are
-    /// passed on.
+    /// They are taken, and never answered.
+    Mute,
+    /// As [`Passage::Mute`] for a request that writes or deletes a name with this in it, and what follows it; others are passed
+    /// on.
     MuteAt(&'static str),
     /// Each part of them is late by so many milliseconds.
     Slow(u64),
@@ -73,6 +75,7 @@ fn pass(
             let passage = *now.lock().unwrap();
             match passage {
                 Passage::Open => {}
+                Passage::Mute => continue,
                 Passage::MuteAt(name) => {
                     if !muted && writes(&part[..read]) && line(&part[..read]).contains(name) {
                         muted = true;
