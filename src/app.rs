@@ -11,7 +11,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::audit::Log;
 use crate::backup;
-use crate::backup::keyring::Lateness;
+use crate::backup::keyring::{Guard, Lateness, refuse_behind};
 use crate::clock::Anchor;
 use crate::config::{self, Config, OnGap};
 use crate::error::Error;
@@ -47,6 +47,8 @@ pub struct App {
     pub pressing: Pressing,
     /// How late the keyring's backup is.
     pub keyring_lateness: Lateness,
+    /// Whether the database has lost what the keyring's backup tells, and may not be served.
+    pub keyring_guard: Guard,
     /// How far the dump is that this daemon makes.
     pub dumping: backup::run::Progress,
     /// The daemon's own log and figures.
@@ -120,6 +122,7 @@ impl App {
             records,
             pressing: Pressing::default(),
             keyring_lateness: Lateness::default(),
+            keyring_guard: Guard::new(&config),
             dumping: backup::run::Progress::default(),
             state: watch::Sender::new(State::Waiting("not tried yet".into())),
             reload_error: Mutex::new(None),
@@ -149,26 +152,37 @@ impl App {
         matches!(*self.state.borrow(), State::Ready)
     }
 
-    /// Waits until database and keys have been found to belong together, as long as a call waits for a connection.
+    /// Waits until database and keys have been found to belong together, and the database to lack nothing that the keyring's
+    /// backup tells, as long as a call waits for a connection.
     ///
     /// # Errors
     /// [`Error::Unavailable`] where that did not come.
     pub async fn ready(&self, deadline: &Deadline) -> Result<(), Error> {
+        let deadline = deadline.within(self.config.database.acquire_timeout.duration());
         if self.is_ready() {
-            return Ok(());
+            return self.keyring_guard.admit(self.records.store(), &deadline).await;
         }
         let mut state = self.state.subscribe();
-        let deadline = deadline.within(self.config.database.acquire_timeout.duration());
         // Whether the wait ended by itself is seen in the state.
         let _ = deadline.run(state.wait_for(|state| !matches!(state, State::Waiting(_)))).await;
         match &*state.borrow() {
-            State::Ready => Ok(()),
+            State::Ready => {}
             State::Waiting(why) => {
-                Err(Error::unavailable(format!("PostgreSQL has not been reached since the start: {why}")))
+                return Err(Error::unavailable(format!(
+                    "PostgreSQL has not been reached since the start: {why}"
+                )));
             }
             // The keys or the schema are wrong, which is for the operator's eyes.
-            State::Failed(_) => Err(Error::unavailable("this daemon cannot serve, as its log says")),
+            State::Failed(_) => {
+                return Err(Error::unavailable("this daemon cannot serve, as its log says"));
+            }
         }
+        self.keyring_guard.admit(self.records.store(), &deadline).await
+    }
+
+    /// Whether calls may be answered from the database as it is now, where that is known without waiting.
+    pub fn serves(&self) -> bool {
+        self.is_ready() && self.keyring_guard.is_open(self.records.store())
     }
 
     /// Ends when calls can be answered, or when PostgreSQL has kept them waiting so long that it is not waited for.
@@ -248,7 +262,8 @@ impl App {
             }
         };
         let pressing = self.pressing.observe(self.records.store(), &self.end);
-        tokio::join!(self.make_digests(), pressing, backed_up);
+        let guarded = self.keyring_guard.observe(&self.records, &self.config, &self.end);
+        tokio::join!(self.make_digests(), pressing, backed_up, guarded);
     }
 
     async fn make_digests(&self) {
@@ -337,21 +352,6 @@ pub async fn open_log(
     Ok(Arc::new(Log::reader(store, keyring, read_signers(config)?, config)))
 }
 
-/// Opens the log to append what sidekeep itself has to say, without a daemon. Its writer ends with `end`.
-///
-/// # Errors
-/// As [`App::open`].
-pub async fn open_writer(
-    config: &Config,
-    tracker: &TaskTracker,
-    end: &CancellationToken,
-) -> Result<Log, OpenError> {
-    let (store, keyring) = open_keyed(config, tracker, end).await?;
-    let audit = config::Audit { streams: 1, on_gap: OnGap::Refuse, ..config.audit.clone() };
-    let config = Config { audit, ..config.clone() };
-    Ok(Log::start(store, keyring, read_signers(&config)?, &config, end))
-}
-
 async fn open_keyed(
     config: &Config,
     tracker: &TaskTracker,
@@ -383,7 +383,9 @@ pub async fn open_alone(
     keyring.check(&store, &deadline, Listed::No).await?;
     let log = Log::reader(store.clone(), keyring.clone(), read_signers(config)?, config);
     let log = Arc::new(log);
-    Ok(Records::new(store, keyring, log, config.limits.clone()))
+    let records = Records::new(store, keyring, log, config.limits.clone());
+    refuse_behind(&records, config, &deadline).await.map_err(StartError::Database)?;
+    Ok(records)
 }
 
 /// Opens the records of another database than the configuration's, to append what sidekeep itself has to say. Its writer ends

@@ -7,6 +7,7 @@ mod archive;
 mod asked;
 mod backup;
 mod claim;
+mod counting;
 mod drill;
 mod history;
 mod keyring_backup;

@@ -63,9 +63,7 @@ pub enum Trouble {
 pub struct Tag(UpdateVersion);
 
 impl Tag {
-    /// Whether the store keeps older versions of this object: S3 names a version only where it does. Google's always has
-    /// a generation, which says nothing.
-    pub fn names_version(&self) -> bool {
+    fn names_version(&self) -> bool {
         self.0.version.as_deref().is_some_and(|version| !version.is_empty() && version != "null")
     }
 }
@@ -83,6 +81,12 @@ impl Objects {
     /// The destination, for messages and for the database.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// Whether the store keeps older versions of an object that was written so: S3 names a version only where it does. Google's
+    /// always has a generation, which says nothing.
+    pub fn keeps_versions(&self, written: &Tag) -> bool {
+        self.url.starts_with("s3:") && written.names_version()
     }
 
     fn path(&self, name: &str) -> Path {

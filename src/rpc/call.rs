@@ -258,7 +258,7 @@ impl Calls {
         } else {
             Some(Box::pin(self.admit(&deadline, entry.queued)).await?)
         };
-        if entry.stored && !self.app.is_ready() {
+        if entry.stored && !self.app.serves() {
             Box::pin(self.app.ready(&deadline)).await?;
         }
         let begun = OnceLock::new();
@@ -284,6 +284,10 @@ impl Calls {
             Box::pin(self.enter(by, outcome)).await?;
         }
         let result = result?;
+        // It may have been read from another server than the one that was there when it began.
+        if entry.stored && !entry.writes && !self.app.serves() {
+            Box::pin(self.app.ready(&deadline)).await?;
+        }
         let max = self.app.config.limits.max_answer_bytes.bytes();
         if u64::try_from(result.get().len()).unwrap_or(u64::MAX) > max && !entry.uncounted {
             return Err(Error::TooLarge { what: "the answer; ask for fewer items with limit".into(), max });

@@ -75,7 +75,9 @@ impl Store {
     /// The URL is wrong, or its certificates cannot be read.
     pub fn new(database: &Database, url: &str, tracker: TaskTracker) -> Result<Self, connect::ConnectError> {
         let target = Arc::new(connect::Target::new(database, url, tracker.clone())?);
-        let pool = deadpool::managed::Pool::builder(pool::Manager::new(target.clone()))
+        let watch = watch::Watch::default();
+        let manager = pool::Manager::new(target.clone(), watch.newest.clone());
+        let pool = deadpool::managed::Pool::builder(manager)
             .max_size(database.pool)
             // The one used last: its server process has the caches warm, and the others may sleep.
             .queue_mode(deadpool::managed::QueueMode::Lifo)
@@ -87,7 +89,7 @@ impl Store {
             target,
             acquire_timeout: database.acquire_timeout.duration(),
             tracker,
-            watch: watch::Watch::default(),
+            watch,
         })
     }
 

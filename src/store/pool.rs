@@ -5,9 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool::managed::{self, Metrics, Object, PoolError, RecycleError, RecycleResult, Timeouts};
+use diesel::QueryableByName;
+use diesel::sql_types::Text;
+use diesel_async::RunQueryDsl;
+use tokio::sync::watch;
 
 use super::connect::{ConnectError, Target};
 use super::session::Session;
+use super::watch::{SERVER_RUN, lead};
 use super::{Deadline, Store, jitter};
 use crate::error::{Error, Result};
 
@@ -15,11 +20,27 @@ use crate::error::{Error, Result};
 #[derive(Debug)]
 pub(super) struct Manager {
     target: Arc<Target>,
+    newest: Arc<watch::Sender<Option<String>>>,
+}
+
+/// Which run of a server a connection leads to.
+#[derive(QueryableByName)]
+struct Run {
+    #[diesel(sql_type = Text)]
+    run: String,
 }
 
 impl Manager {
-    pub(super) fn new(target: Arc<Target>) -> Self {
-        Self { target }
+    pub(super) fn new(target: Arc<Target>, newest: Arc<watch::Sender<Option<String>>>) -> Self {
+        Self { target, newest }
+    }
+
+    async fn make(&self) -> Result<Pooled, ConnectError> {
+        let mut session = self.target.connect().await?;
+        let found: Run = diesel::sql_query(SERVER_RUN).get_result(&mut session.pg).await?;
+        // Before anybody has it: it may lead to another server than all that were before.
+        lead(&self.newest, &found.run);
+        Ok(Pooled { session, busy: false })
     }
 }
 
@@ -37,7 +58,7 @@ impl managed::Manager for Manager {
 
     async fn create(&self) -> Result<Pooled, ConnectError> {
         // Boxed, as it is rarely run and large: unboxed, every call would be as large, and is moved several times.
-        Ok(Pooled { session: Box::pin(self.target.connect()).await?, busy: false })
+        Box::pin(self.make()).await
     }
 
     async fn recycle(&self, pooled: &mut Pooled, _: &Metrics) -> RecycleResult<ConnectError> {

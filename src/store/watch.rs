@@ -1,5 +1,6 @@
 //! What was last seen of the server, so that health can be told without asking it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use diesel::QueryableByName;
@@ -24,6 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub struct Watch {
     seen: watch::Sender<Option<Seen>>,
+    /// The run that the newest connection leads to.
+    pub(super) newest: Arc<watch::Sender<Option<String>>>,
     alarm: Notify,
     doubt: Notify,
 }
@@ -71,6 +74,27 @@ impl Watch {
         self.seen.borrow().clone()
     }
 
+    /// Whether the newest connection leads to this run of a server; nothing where there was none.
+    pub fn is_run(&self, run: &str) -> Option<bool> {
+        self.newest.borrow().as_ref().map(|newest| newest == run)
+    }
+
+    /// Ends when something else is seen than at the call.
+    pub fn changes(&self) -> impl Future<Output = ()> + Send + 'static {
+        let (mut seen, mut newest) = (self.seen.subscribe(), self.newest.subscribe());
+        async move {
+            tokio::select! {
+                _ = seen.changed() => {}
+                _ = newest.changed() => {}
+            }
+        }
+    }
+
+    /// Whether the server could not be reached when it was last tried.
+    pub fn is_away(&self) -> bool {
+        self.seen.borrow().as_ref().is_some_and(|seen| seen.server.is_err())
+    }
+
     /// Why the server cannot be reached, if it could not when it was last tried.
     pub(super) fn away(&self) -> Option<String> {
         self.seen.borrow().as_ref().and_then(|seen| seen.server.as_ref().err().cloned())
@@ -96,6 +120,9 @@ impl Watch {
     }
 
     fn note(&self, server: Result<Server, String>) {
+        if let Ok(server) = &server {
+            lead(&self.newest, &server.run);
+        }
         let now = Seen { at: Instant::now(), server };
         self.seen.send_modify(|seen| {
             let changed = match (seen.as_ref().map(|seen| &seen.server), &now.server) {
@@ -115,6 +142,17 @@ impl Watch {
             *seen = Some(now);
         });
     }
+}
+
+/// Notes which run the newest connection leads to.
+pub(super) fn lead(newest: &watch::Sender<Option<String>>, run: &str) {
+    newest.send_if_modified(|known| {
+        let other = known.as_deref() != Some(run);
+        if other {
+            *known = Some(run.to_owned());
+        }
+        other
+    });
 }
 
 /// What is asked of the server at each look.

@@ -7,39 +7,62 @@ use serde_json::{Value, json};
 
 use crate::publication::{checkpoint, published};
 use crate::support::kept::{directory, keyring_backup, people};
-use crate::support::{Cluster, Daemon, World, sidekeep, sql, wait_for};
+use crate::support::{Cluster, Daemon, Store, World, sidekeep, sql, wait_for};
 
 /// A deployment with a dump: `ada`, `bob` and `eve` are in it.
-struct Dumped {
-    world: World,
-    daemon: Daemon,
-    name: String,
+pub struct Dumped {
+    pub world: World,
+    pub daemon: Daemon,
+    pub name: String,
     more: String,
 }
 
+/// In folders of the world.
 fn config(world: &World) -> String {
-    std::fs::write(world.path("owner-url"), &world.owner_url).unwrap();
-    std::fs::set_permissions(world.path("owner-url"), std::os::unix::fs::PermissionsExt::from_mode(0o600))
-        .unwrap();
     format!(
-        "{}audit.streams = 1\naudit.publish = \"file://{}\"\nbackup.destination = \"file://{}\"\ndatabase.direct_url_file = {:?}\n",
+        "{}audit.publish = \"file://{}\"\nbackup.destination = \"file://{}\"\n{}",
         keyring_backup(world),
         published(world).display(),
         world.path("dumps").display(),
-        world.path("owner-url"),
+        owner(world),
     )
 }
 
-fn run(daemon: &Daemon, job: &str) -> Value {
+/// In parts of a store.
+fn config_in(store: &Store, world: &World) -> String {
+    let (url, reach) = (&store.url, &store.config);
+    format!(
+        "{reach}keyring.backup = \"{url}/keyring\"\naudit.publish = \"{url}/published\"\nbackup.destination = \"{url}/dumps\"\n{}",
+        owner(world),
+    )
+}
+
+fn owner(world: &World) -> String {
+    let file = world.path("owner-url");
+    std::fs::write(&file, &world.owner_url).unwrap();
+    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    format!("audit.streams = 1\ndatabase.direct_url_file = {file:?}\n")
+}
+
+pub fn run(daemon: &Daemon, job: &str) -> Value {
     let done = daemon.ok("job.run", json!({ "name": job, "wait": "60s" }));
     assert_eq!(done["state"], "ok", "{done}");
     done
 }
 
 impl Dumped {
-    fn new() -> Self {
+    pub fn new() -> Self {
+        Self::with("")
+    }
+
+    /// With more configuration.
+    pub fn with(more: &str) -> Self {
         let world = World::new();
-        let more = config(&world);
+        let more = format!("{}{more}", config(&world));
+        Self::of(world, more)
+    }
+
+    fn of(world: World, more: String) -> Self {
         let daemon = world.start_with(&more);
         for user in ["ada", "bob", "eve"] {
             daemon.ok(
@@ -57,28 +80,37 @@ impl Dumped {
         }
         checkpoint(&daemon);
         run(&daemon, "backup");
-        let name = daemon.ok("backup.list", json!({}))["items"][0]["name"].as_str().unwrap().to_owned();
+        let listed = daemon.ok("backup.list", json!({}));
+        let name = listed["items"][0]["name"].as_str().unwrap_or_else(|| panic!("{more}: {listed}")).to_owned();
         Self { world, daemon, name, more }
     }
 
     /// What happens after the dump, and is lost: but that `bob` was erased.
-    fn go_on(&self) {
+    pub fn go_on(&self) {
         self.daemon.ok("subject.erase", json!({ "user_id": "bob", "reason": "request" }));
         self.daemon.ok("preferences.set", json!({ "user_id": "zoe", "preferences": { "late": true } }));
         checkpoint(&self.daemon);
-        wait_for("the erasure", || (!people(&self.world).contains(&"bob".to_owned())).then_some(()));
+        self.backed_up();
     }
 
-    fn empty(&self) -> String {
+    /// Waits until the keyring's backup has every erasure.
+    fn backed_up(&self) {
+        let late = "SELECT count(*) FROM keyring_shards WHERE raised_at IS NOT NULL";
+        wait_for("the keyring's backup", || (self.world.sql(late) == "0").then_some(()));
+        let behind = "SELECT generation > stored FROM keyring_backups";
+        wait_for("its manifest", || (self.world.sql(behind) == "f").then_some(()));
+    }
+
+    pub fn empty(&self) -> String {
         let cluster = Cluster::shared();
         cluster.owner_url(&cluster.empty_database())
     }
 
-    fn restore(&self, into: &str, more: &[&str]) -> Done {
+    pub fn restore(&self, into: &str, more: &[&str]) -> Done {
         self.restore_this(&self.name, into, more)
     }
 
-    fn restore_this(&self, what: &str, into: &str, more: &[&str]) -> Done {
+    pub fn restore_this(&self, what: &str, into: &str, more: &[&str]) -> Done {
         let config = self.daemon.config.to_str().unwrap();
         let done =
             sidekeep(&[&["--config", config, "--json", "restore", what, "--into", into], more].concat());
@@ -90,9 +122,8 @@ impl Dumped {
     }
 
     /// A daemon on another database.
-    fn serve(&self, into: &str) -> Daemon {
-        let app = into.replacen("postgres@", "sidekeep_app@", 1);
-        let app = app.replacen(&user(into), "sidekeep_app", 1);
+    pub fn serve(&self, into: &str) -> Daemon {
+        let app = into.replacen(&format!("{}@", user(into)), "sidekeep_app@", 1);
         self.world.start_with(&format!("{}database.url = {app:?}\n", self.more))
     }
 }
@@ -103,65 +134,94 @@ fn user(url: &str) -> String {
 }
 
 #[derive(Debug)]
-struct Done {
-    code: Option<i32>,
-    told: Value,
+pub struct Done {
+    pub code: Option<i32>,
+    pub told: Value,
     said: String,
 }
 
 impl Done {
     #[track_caller]
-    fn refused(&self, why: &str) {
+    pub fn refused(&self, why: &str) {
         assert_eq!(self.code, Some(1), "{self:?}");
         assert!(self.said.contains(why), "{self:?}");
     }
 }
 
 #[track_caller]
-fn untouched(into: &str) {
+pub fn untouched(into: &str) {
     assert_eq!(sql(into, "SELECT to_regnamespace('sidekeep') IS NULL"), "t");
 }
 
 #[test]
 fn a_dump_from_before_an_erasure_holds_everybody_but_the_erased_person() {
-    let dumped = Dumped::new();
-    dumped.daemon.ok("subject.hold", json!({ "user_id": "eve", "reason": "a lawsuit" }));
-    dumped.daemon.ok("subject.restrict", json!({ "user_id": "ada", "reason": "contested" }));
-    dumped.go_on();
-    let into = dumped.empty();
-    let done = dumped.restore(&into, &[]);
-    assert_eq!(done.code, Some(0), "{done:?}");
-    let restored = &done.told["restored"];
-    assert_eq!((&restored["erased_again"], &restored["entries_staged"]), (&json!(1), &json!(1)), "{done:?}");
-    assert_eq!((&restored["lost_persons"], &restored["open_holds"]), (&json!(0), &json!(1)), "{done:?}");
-    assert_eq!(restored["gaps"].as_array().unwrap().len(), 1, "{done:?}");
-    assert!(restored["lost_from"].as_str() < restored["lost_until"].as_str(), "{done:?}");
-    assert_eq!(done.told["log"]["verdict"], "intact", "{done:?}");
-    assert_eq!(done.told["log"]["gaps"], 1, "{done:?}");
+    for store in Store::all() {
+        let world = World::new();
+        let more = config_in(&store, &world);
+        let dumped = Dumped::of(world, more);
+        dumped.daemon.ok("subject.hold", json!({ "user_id": "eve", "reason": "a lawsuit" }));
+        dumped.daemon.ok("subject.restrict", json!({ "user_id": "ada", "reason": "contested" }));
+        dumped.go_on();
+        let into = dumped.empty();
+        let done = dumped.restore(&into, &[]);
+        assert_eq!(done.code, Some(0), "{}: {done:?}", store.url);
+        let restored = &done.told["restored"];
+        assert_eq!((&restored["erased_again"], &restored["entries_staged"]), (&json!(1), &json!(1)), "{done:?}");
+        assert_eq!((&restored["lost_persons"], &restored["open_holds"]), (&json!(0), &json!(1)), "{done:?}");
+        assert_eq!(restored["gaps"].as_array().unwrap().len(), 1, "{done:?}");
+        assert!(restored["lost_from"].as_str() < restored["lost_until"].as_str(), "{done:?}");
+        assert_eq!(restored["withdrawals_unknown"], true, "{done:?}");
+        assert_eq!(done.told["log"]["verdict"], "intact", "{done:?}");
+        assert_eq!(done.told["log"]["gaps"], 1, "{done:?}");
+        assert_eq!(sql(&into, "SELECT count(*) FROM audit_streams WHERE leased_until > now()"), "0");
+        serves_all_but_bob(&dumped, &into);
+    }
+}
 
-    let daemon = dumped.serve(&into);
+/// A daemon on the restored database serves at once, and everything is as it should be.
+fn serves_all_but_bob(dumped: &Dumped, into: &str) {
+    let certificate = dumped.world.sql("SELECT certificate_id FROM subject_erasures");
+    let daemon = dumped.serve(into);
     assert_eq!(daemon.ok("profile.get", json!({ "user_id": "eve" }))["email"], "eve@example.org");
+    assert_eq!(
+        daemon.ok("subject.certificate", json!({ "id": certificate }))["body"]["id"],
+        json!(certificate)
+    );
     let mut client = daemon.client();
     assert_eq!(client.err("profile.get", json!({ "user_id": "ada" })).kind(), "restricted");
     assert_eq!(client.err("profile.get", json!({ "user_id": "bob" })).kind(), "not_found");
     assert_eq!(client.err("subject.erase", json!({ "user_id": "eve", "reason": "request" })).kind(), "held");
-    assert_eq!(sql(&into, "SELECT count(*) FROM sidekeep.conversation_messages"), "2");
-    assert_eq!(sql(&into, "SELECT count(*) FROM sidekeep.subject_erasures"), "1");
+    assert_eq!(sql(into, "SELECT count(*) FROM conversation_messages"), "2");
+    assert_eq!(sql(into, "SELECT count(*) FROM subject_erasures"), "1");
+    assert_eq!(sql(into, "SELECT string_agg(user_id, ',' ORDER BY user_id) FROM subjects"), "ada,eve,zoe");
     wait_for("the entry of the erasure", || {
-        let told = "SELECT count(*) FROM sidekeep.audit_logs WHERE action = 'subject.erase' AND labels ? 'sidekeep.restored'";
-        (sql(&into, told) == "1").then_some(())
+        let told = "SELECT count(*) FROM audit_logs WHERE action = 'subject.erase' AND labels ? 'sidekeep.restored'";
+        (sql(into, told) == "1").then_some(())
     });
+    for (method, params) in [
+        ("audit.append", json!({ "action": "login", "user_id": "eve" })),
+        ("preferences.set", json!({ "user_id": "bob", "preferences": {} })),
+        ("consent.record", json!({ "user_id": "eve", "consent_type": "newsletter", "granted": false })),
+        ("conversation.append", json!({ "id": "talk-eve-1", "messages": [{ "role": "user", "content": "again" }] })),
+    ] {
+        client.ok(method, params);
+    }
     let verdict = daemon.ok("audit.verify", json!({}));
     assert_eq!(
         (&verdict["verdict"], &verdict["erased_subjects"]),
         (&json!("intact"), &json!(1)),
         "{verdict}"
     );
-    // From now on the keyring's backup is this database's.
+    // From now on the keyring's backup is this database's; the old one may not go on with it.
     run(&daemon, "keyring_backup");
     daemon.ok("subject.unrestrict", json!({ "user_id": "ada", "reason": "settled" }));
     daemon.ok("subject.erase", json!({ "user_id": "ada", "reason": "request" }));
-    wait_for("the next erasure", || (!people(&dumped.world).contains(&"ada".to_owned())).then_some(()));
+    wait_for("the next erasure", || {
+        let late = "SELECT count(*) FROM keyring_shards WHERE raised_at IS NOT NULL";
+        (sql(into, late) == "0").then_some(())
+    });
+    let done = run(&daemon, "backup");
+    assert_eq!(done["state"], "ok", "{done}");
     daemon.assert_well();
 }
 

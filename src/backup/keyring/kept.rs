@@ -3,36 +3,29 @@
 use bytes::Bytes;
 
 use super::Writer;
+use super::compare::{Told, foreign};
 use super::manifest::Manifest;
 use crate::error::{Error, Result};
 use crate::keyring::shard::Header;
-use crate::objects::{Tag, Trouble};
+use crate::objects::{Objects, Tag, Trouble};
 
 /// The name of the manifest.
 pub const MANIFEST: &str = "manifest.json";
 /// What is written and removed to see whether the destination forgets.
 const PROBE: &str = "probe";
 /// Where the shards are.
-const SHARDS: &str = "shards/";
+pub(super) const SHARDS_FOLDER: &str = "shards/";
 /// The largest shard, in bytes: ten times what one has where there are ten million people.
 pub const LARGEST: u64 = 256 << 20;
 
 /// The name of a shard.
 pub fn shard_name(shard: i16) -> String {
-    format!("{SHARDS}{shard:02x}")
+    format!("{SHARDS_FOLDER}{shard:02x}")
 }
 
 /// What is wrong with the destination.
 pub(super) fn away(trouble: &Trouble) -> Error {
     Error::unavailable(format!("keyring.backup: {trouble}"))
-}
-
-/// An object that this database did not write.
-fn foreign(name: &str) -> Error {
-    Error::conflict(format!(
-        "keyring.backup: {name} is of a later state of this database, or of another one, and is not replaced; after a restore or \
-         a fail-over run `sidekeep recover`, else name another destination"
-    ))
 }
 
 fn remembers() -> Error {
@@ -54,7 +47,7 @@ impl Writer<'_> {
             Err(trouble) => Err(trouble),
         };
         match probed {
-            Ok(tag) => forgets(&tag)?,
+            Ok(tag) => forgets(&self.objects, &tag)?,
             // Another daemon was probing.
             Err(Trouble::Changed) => {}
             Err(trouble) => return Err(away(&trouble)),
@@ -67,7 +60,7 @@ impl Writer<'_> {
     /// Shards that should be there and are not; those in `known` are not told.
     pub(super) async fn lost(&self, known: &[i16]) -> Result<Vec<i16>> {
         let believed = self.believed().await?;
-        let listed = self.objects.list(SHARDS).await.map_err(|trouble| away(&trouble))?;
+        let listed = self.objects.list(SHARDS_FOLDER).await.map_err(|trouble| away(&trouble))?;
         let is_there = |shard: i16| listed.iter().any(|found| found.name == shard_name(shard));
         Ok(believed.into_iter().filter(|shard| !known.contains(shard) && !is_there(*shard)).collect())
     }
@@ -82,7 +75,7 @@ impl Writer<'_> {
         };
         // Whatever was damaged there, or put there by somebody else, is for an operator to remove.
         let (header, ..) = Header::read(&bytes).map_err(|_| foreign(&name))?;
-        self.own((&name, &header.deployment, &header.write)).await?;
+        self.own(&header.deployment, Told::of_shard(&header)).await?;
         Ok(Some((header, tag)))
     }
 
@@ -94,17 +87,19 @@ impl Writer<'_> {
             Err(trouble) => return Err(away(&trouble)),
         };
         let manifest = Manifest::peek(&bytes).ok_or_else(|| foreign(MANIFEST))?;
-        self.own((MANIFEST, &manifest.deployment, &manifest.write)).await?;
+        self.own(&manifest.deployment, Told::of_manifest(&manifest)).await?;
         Ok(Some((manifest, tag)))
     }
 
-    async fn own(&self, (name, deployment, write): (&str, &str, &str)) -> Result<()> {
-        let ours = deployment == self.records.keyring().deployment() && self.has_begun(write).await?;
-        if ours { Ok(()) } else { Err(foreign(name)) }
+    /// Refuses what this database has not begun to write, or has lost some of since.
+    async fn own(&self, deployment: &str, told: Told) -> Result<()> {
+        let name = told.object.clone();
+        let ours = deployment == self.records.keyring().deployment() && !self.is_later(told).await?;
+        if ours { Ok(()) } else { Err(foreign(&name)) }
     }
 }
 
 /// Refuses a store that keeps the version before.
-pub(super) fn forgets(tag: &Tag) -> Result<()> {
-    if tag.names_version() { Err(remembers()) } else { Ok(()) }
+pub(super) fn forgets(objects: &Objects, written: &Tag) -> Result<()> {
+    if objects.keeps_versions(written) { Err(remembers()) } else { Ok(()) }
 }

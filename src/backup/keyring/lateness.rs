@@ -24,6 +24,14 @@ impl Late {
     pub fn is_broken(&self) -> bool {
         self.seconds.is_some_and(|seconds| seconds > PROMISE)
     }
+
+    /// What an operator is told then.
+    pub fn alarm(&self) -> String {
+        format!(
+            "an erasure, a hold or a restriction of {:.0} seconds ago is not in the keyring's backup; see job.history of keyring_backup",
+            self.seconds.unwrap_or_default()
+        )
+    }
 }
 
 impl Lateness {

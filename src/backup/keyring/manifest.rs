@@ -127,7 +127,7 @@ impl Writer<'_> {
         let bytes = serde_json::to_vec(&signed).map_err(Error::internal)?;
         let tag = there.map(|(_, tag)| tag);
         match self.objects.replace(MANIFEST, bytes.into(), tag).await {
-            Ok(tag) => forgets(&tag)?,
+            Ok(tag) => forgets(&self.objects, &tag)?,
             Err(Trouble::Changed) => return Ok(None),
             Err(trouble) => return Err(away(&trouble)),
         }

@@ -5,19 +5,23 @@
 //! object that this database has not begun to write is of a later state of it, and is never replaced: a database that was restored must
 //! not bring back who was erased since.
 
+mod compare;
 mod content;
 mod kept;
 mod lateness;
 mod manifest;
 mod ring;
 mod shard;
+mod standing;
 mod state;
 
+pub use compare::behind;
 pub use content::{Line, Lines};
 pub use kept::{LARGEST, MANIFEST, shard_name};
 pub use lateness::Lateness;
 pub use manifest::{Kept, Manifest, Unsound};
 pub use ring::{Ring, SHARDS};
+pub use standing::{Guard, Standing, refuse_behind};
 pub use state::{Late, Needed, generation, late, needed};
 
 use futures_util::{StreamExt as _, TryStreamExt as _};

@@ -33,18 +33,31 @@ impl Ring {
     /// # Errors
     /// [`Error::Conflict`] where there is none, or none to be trusted; the destination's.
     pub async fn open(config: &Config, keyring: &Keyring, keys: &[Vec<u8>]) -> Result<Self> {
+        let found = Self::find(config, keyring, keys).await?;
+        found.ok_or_else(|| refused(MANIFEST, Trouble::Absent))
+    }
+
+    /// As [`Ring::open`]; nothing where no manifest is there.
+    ///
+    /// # Errors
+    /// As [`Ring::open`].
+    pub async fn find(config: &Config, keyring: &Keyring, keys: &[Vec<u8>]) -> Result<Option<Self>> {
         let destination = config.keyring.backup.as_ref().ok_or_else(|| {
             Error::conflict(
-                "keyring.backup is not set: a dump opens nothing without the keyring's own backup",
+                "keyring.backup is not set: nobody's data opens without the keyring's own backup, and only there is known who was erased",
             )
         })?;
         let objects = Objects::open(destination, config)
             .map_err(|trouble| Error::unavailable(format!("keyring.backup: {trouble}")))?;
-        let (bytes, _) =
-            objects.get(MANIFEST, manifest::LARGEST).await.map_err(|why| refused(MANIFEST, why))?;
+        let bytes = match objects.get(MANIFEST, manifest::LARGEST).await {
+            Ok((bytes, _)) => bytes,
+            Err(Trouble::Absent) => return Ok(None),
+            Err(Trouble::Away(why)) => return Err(Error::unavailable(format!("keyring.backup: {why}"))),
+            Err(why) => return Err(refused(MANIFEST, why)),
+        };
         let deployment = config.deployment.name.as_str().to_owned();
         let manifest = Manifest::read(&bytes, &deployment, keys).map_err(|why| refused(MANIFEST, why))?;
-        Ok(Self { objects, deployment, keks: (*keyring.keks()).clone(), manifest })
+        Ok(Some(Self { objects, deployment, keks: (*keyring.keks()).clone(), manifest }))
     }
 
     /// Where it is.

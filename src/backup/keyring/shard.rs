@@ -44,7 +44,7 @@ impl Writer<'_> {
         drop(content);
         let tag = there.map(|(_, tag)| tag);
         match self.objects.replace(&shard_name(number), sealed.into(), tag).await {
-            Ok(tag) => forgets(&tag)?,
+            Ok(tag) => forgets(&self.objects, &tag)?,
             // Somebody else wrote it, who may have read the database later, or earlier.
             Err(Trouble::Changed) => return Ok(false),
             Err(trouble) => return Err(away(&trouble)),

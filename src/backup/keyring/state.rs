@@ -1,16 +1,17 @@
 //! What the database knows of the keyring's backup: which shards are to be written, what was begun, and what is stored.
 
 use diesel::QueryableByName;
-use diesel::prelude::{ExpressionMethods, OptionalExtension, QueryDsl};
+use diesel::prelude::{ExpressionMethods, QueryDsl};
 use diesel::sql_types::{Array, Double, Int2, Int8, Nullable, Text};
 use diesel_async::RunQueryDsl;
 
 use super::Writer;
+use super::compare::{Told, later};
 use super::content::Content;
 use super::kept::{MANIFEST, shard_name};
 use super::manifest::Kept;
 use crate::error::Result;
-use crate::store::schema::{keyring_backups, keyring_shards, keyring_writes};
+use crate::store::schema::{keyring_backups, keyring_shards};
 use crate::store::{Connection, Deadline, Store};
 use crate::values::RecordId;
 
@@ -159,12 +160,11 @@ impl Writer<'_> {
         found.await
     }
 
-    /// Whether this database has begun to write an object.
-    pub(super) async fn has_begun(&self, write: &str) -> Result<bool> {
+    /// Whether an object tells of something that this database has not done.
+    pub(super) async fn is_later(&self, told: Told) -> Result<bool> {
+        let told = [told];
         let found = self.store().single(self.deadline, "keyring_backup.begun", async |connection| {
-            let row = keyring_writes::table.find(write).select(keyring_writes::id);
-            let found: Option<String> = row.first(connection).await.optional()?;
-            Ok(found.is_some())
+            Ok(!later(connection, &told).await?.is_empty())
         });
         found.await
     }

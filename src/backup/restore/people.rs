@@ -2,18 +2,15 @@
 
 use std::collections::{HashMap, HashSet};
 
-use serde_json::value::RawValue;
-
-use super::super::keyring::{Line, Lines, Ring, SHARDS};
+use super::super::keyring::{Lines, Ring, SHARDS};
+use super::super::rows::{ROWS, populate, remembered, rows_of};
 use super::target::Ready;
-use crate::audit::restored::{self, Remembered};
+use crate::audit::restored;
 use crate::error::{Error, Result};
 use crate::records::Records;
 use crate::store::Deadline;
 use crate::subjects::erase::{deletions, naming};
 
-/// How many rows go into one statement.
-const ROWS: usize = 2000;
 /// How many persons are deleted in one statement, which reads each table from end to end.
 const PERSONS: usize = 50_000;
 
@@ -21,25 +18,6 @@ const PERSONS: usize = 50_000;
 pub(super) struct Sorted {
     pub(super) erased_again: i64,
     pub(super) lost: i64,
-}
-
-/// The rows of one table among these lines, as one text of JSON.
-fn rows_of(lines: &[Line], table: &str) -> Option<String> {
-    let rows: Vec<&RawValue> =
-        lines.iter().filter(|line| line.table == table).map(|line| &*line.row).collect();
-    if rows.is_empty() { None } else { serde_json::to_string(&rows).ok() }
-}
-
-fn populate(table: &str, rest: &str) -> String {
-    format!(
-        "INSERT INTO sidekeep.{table} SELECT * FROM jsonb_populate_recordset(NULL::sidekeep.{table}, $1::text::jsonb){rest}"
-    )
-}
-
-/// What a shard remembers of erasures, in some lines of it.
-fn remembered(lines: &[Line]) -> Result<Vec<Remembered>> {
-    let tombstones = lines.iter().filter(|line| line.table == "subject_erasures");
-    tombstones.map(|line| serde_json::from_str(line.row.get()).map_err(Error::internal)).collect()
 }
 
 impl Ready<'_> {

@@ -12,6 +12,7 @@ use super::{About, Methods, gauges};
 use crate::app::State;
 use crate::audit::Leased;
 use crate::audit::publication;
+use crate::backup::keyring::Standing;
 use crate::config::{LogLevel, Period};
 use crate::error::{Error, Result};
 use crate::jobs::{JOBS, Job, JobRun, RunState};
@@ -341,13 +342,14 @@ fn jobs(call: &Call) -> Check {
 
 /// One that is off, or was not looked at yet, is well.
 fn keyring_backup(call: &Call) -> Check {
+    let standing = call.app.keyring_guard.standing();
+    if let Some(message) = standing.message() {
+        let behind = matches!(standing, Standing::Behind(_));
+        let status = if behind { Status::Unavailable } else { Status::Degraded };
+        return Check { status, message: Some(message) };
+    }
     let late = call.app.keyring_lateness.seen().filter(|late| late.is_broken());
-    let message = late.map(|late| {
-        format!(
-            "an erasure, a hold or a restriction of {:.0} seconds ago is not in the keyring's backup; see job.history of keyring_backup",
-            late.seconds.unwrap_or_default()
-        )
-    });
+    let message = late.map(|late| late.alarm());
     Check { status: if message.is_some() { Status::Degraded } else { Status::Ok }, message }
 }
 
