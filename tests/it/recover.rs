@@ -107,8 +107,12 @@ fn serves_all_but_bob(world: &World, daemon: &Daemon, owner: &str) {
         assert_eq!(sql(owner, &format!("SELECT count(*) FROM {table}")), "2", "{table}");
     }
     let certificate = sql(owner, "SELECT certificate_id FROM subject_erasures");
-    assert_eq!(client.ok("subject.certificate", json!({ "id": certificate }))["body"]["id"], json!(certificate));
-    let told = "SELECT count(*) FROM audit_logs WHERE action = 'subject.erase' AND labels ? 'sidekeep.restored'";
+    assert_eq!(
+        client.ok("subject.certificate", json!({ "id": certificate }))["body"]["id"],
+        json!(certificate)
+    );
+    let told =
+        "SELECT count(*) FROM audit_logs WHERE action = 'subject.erase' AND labels ? 'sidekeep.restored'";
     assert_eq!(sql(owner, told), "1");
     let verdict = daemon.ok("audit.verify", json!({}));
     assert_eq!((&verdict["verdict"], &verdict["gaps"]), (&json!("intact"), &json!(1)), "{verdict}");
@@ -140,7 +144,11 @@ fn a_physical_copy_from_before_an_erasure_serves_nothing_before_it_was_recovered
     serves_nothing(&daemon);
     let (code, told, said) = command(&daemon.config, &[]);
     let keyring = &told["keyring"];
-    assert_eq!((code, &keyring["behind"], &keyring["erased_again"]), (Some(1), &json!(true), &json!(1)), "{told}");
+    assert_eq!(
+        (code, &keyring["behind"], &keyring["erased_again"]),
+        (Some(1), &json!(true), &json!(1)),
+        "{told}"
+    );
     assert!(said.contains("recover --accept-gap"), "{said}");
     assert_eq!(world.sql("SELECT count(*) FROM subjects WHERE user_id = 'bob'"), "1", "nothing was changed");
     assert_eq!(world.sql("SELECT count(*) FROM subject_erasures"), "0");
@@ -148,9 +156,14 @@ fn a_physical_copy_from_before_an_erasure_serves_nothing_before_it_was_recovered
     let (code, told, said) = command(&daemon.config, &["--accept-gap"]);
     assert_eq!(code, Some(0), "{told} {said}");
     let keyring = &told["keyring"];
-    for (key, count) in
-        [("erased_again", 1), ("tombstones", 1), ("entries_staged", 1), ("persons", 1), ("holds", 1), ("open_holds", 1)]
-    {
+    for (key, count) in [
+        ("erased_again", 1),
+        ("tombstones", 1),
+        ("entries_staged", 1),
+        ("persons", 1),
+        ("holds", 1),
+        ("open_holds", 1),
+    ] {
         assert_eq!(keyring[key], count, "{key}: {told}");
     }
     assert!(keyring["lost_from"].as_str().unwrap() < keyring["lost_until"].as_str().unwrap(), "{told}");
@@ -216,7 +229,8 @@ fn a_recovery_that_was_killed_serves_nothing_and_is_gone_on_with() {
             proxy.fail(fault, is_it);
             let mut killed = begin(&through);
             wait_for(&what, || (proxy.failed() > failed).then_some(()));
-            nix::sys::signal::kill(nix::unistd::Pid::from_raw(killed.id().cast_signed()), Signal::SIGKILL).unwrap();
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(killed.id().cast_signed()), Signal::SIGKILL)
+                .unwrap();
             killed.wait().unwrap();
             world.app_url.clone_from(&direct);
             let daemon = shut(&world, &more);
@@ -275,7 +289,11 @@ fn a_replica_that_was_promoted_without_the_last_commits_is_recovered() {
         serves_nothing(&daemon);
         let (code, told, said) = command(&daemon.config, &["--accept-gap"]);
         assert_eq!(code, Some(0), "{told} {said}");
-        assert_eq!((&told["keyring"]["erased_again"], &told["keyring"]["holds"]), (&json!(1), &json!(1)), "{told}");
+        assert_eq!(
+            (&told["keyring"]["erased_again"], &told["keyring"]["holds"]),
+            (&json!(1), &json!(1)),
+            "{told}"
+        );
         serves_all_but_bob(&world, &daemon, &owner_of_standby);
         daemon.stop();
     });

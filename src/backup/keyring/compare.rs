@@ -41,11 +41,7 @@ pub(super) struct Told {
 
 impl Told {
     pub(super) fn of_shard(header: &Header) -> Self {
-        Self {
-            object: shard_name(header.shard),
-            write: header.write.clone(),
-            generation: header.generation,
-        }
+        Self { object: shard_name(header.shard), write: header.write.clone(), generation: header.generation }
     }
 
     pub(super) fn of_manifest(manifest: &Manifest) -> Self {
