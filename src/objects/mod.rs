@@ -296,7 +296,8 @@ fn trouble(error: object_store::Error) -> Trouble {
                 cause = inner.source();
             }
             if METADATA.iter().any(|host| said.contains(host)) {
-                said = format!("no credentials are set ({CREDENTIALS}), and this machine has no role: {said}");
+                said =
+                    format!("no credentials are set ({CREDENTIALS}), and this machine has no role: {said}");
             }
             Trouble::Away(said)
         }
