@@ -2,6 +2,7 @@
 
 pub(crate) mod client;
 pub(crate) mod load;
+#[expect(dead_code, reason = "other benchmarks use the rest")]
 pub(crate) mod place;
 pub(crate) mod placement;
 pub(crate) mod report;

@@ -1,13 +1,16 @@
 //! A private PostgreSQL with the schema, a configuration, and daemons on them, all in a temporary folder.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use serde_json::Value;
+use serde_json::{Value, json};
 use sidekeep::durable;
 use sidekeep::store::private::{Options, Private, SUPERUSER};
+use sidekeep::store::programs::Program;
 
 use super::client::Client;
 
@@ -20,7 +23,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The folder and its PostgreSQL, which end with this value.
 #[derive(Debug)]
 pub(crate) struct Place {
-    postgres: Private,
+    // Nothing while it is started again.
+    postgres: Option<Private>,
+    /// How far off the clocks are, as in `-40d`.
+    clock: Option<String>,
     // Removed when the server is gone.
     directory: tempfile::TempDir,
 }
@@ -41,8 +47,30 @@ impl Place {
         let directory = tempfile::tempdir()?;
         let postgres =
             Private::start(directory.path(), Options { sync: true, settings, ..Options::default() })?;
+        Self::of(directory, postgres, None)
+    }
+
+    /// As [`Place::new`], with clocks that are so far off, as in `-40d`, until [`Place::come_back`].
+    pub(crate) fn long_ago(off: &str) -> anyhow::Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let programs = other_clock(off)?;
+        let options = Options { sync: true, binaries: Some(programs.path()), ..Options::default() };
+        let postgres = Private::start(directory.path(), options)?;
+        Self::of(directory, postgres, Some(off.to_owned()))
+    }
+
+    /// Starts PostgreSQL again as it is, by this host's clock; so are daemons from then on.
+    pub(crate) fn come_back(&mut self) -> anyhow::Result<()> {
+        self.clock = None;
+        self.postgres.take().context("no PostgreSQL")?.stop()?;
+        let options = Options { sync: true, ..Options::default() };
+        self.postgres = Some(Private::start(self.directory.path(), options)?);
+        Ok(())
+    }
+
+    fn of(directory: tempfile::TempDir, postgres: Private, clock: Option<String>) -> anyhow::Result<Self> {
         postgres.provision(ROLE, DATABASE)?;
-        let place = Self { postgres, directory };
+        let place = Self { postgres: Some(postgres), clock, directory };
         for (file, command) in [("kek", ["keyring", "generate"]), ("signing", ["signing", "generate"])] {
             durable::write(&place.path(file), &outcome(Command::new(PROGRAM).args(command))?, 0o600)?;
         }
@@ -58,24 +86,33 @@ impl Place {
 
     /// The process id of PostgreSQL.
     pub(crate) fn postgres(&self) -> u32 {
-        self.postgres.pid().unsigned_abs()
+        self.postgres.as_ref().map_or(0, |postgres| postgres.pid().unsigned_abs())
     }
 
     /// The URL that the daemon has.
     pub(crate) fn url(&self) -> String {
-        self.postgres.url(ROLE, DATABASE)
+        self.url_of(ROLE)
     }
 
     /// The URL of who owns the tables.
     pub(crate) fn owner_url(&self) -> String {
-        self.postgres.url(SUPERUSER, DATABASE)
+        self.url_of(SUPERUSER)
+    }
+
+    fn url_of(&self, role: &str) -> String {
+        self.postgres.as_ref().map_or_else(String::new, |postgres| postgres.url(role, DATABASE))
     }
 
     /// Starts a daemon of this name, with these lines in its `[audit]`, and waits until it is well.
     pub(crate) fn serve(&self, name: &str, audit: &str) -> anyhow::Result<Daemon> {
         let (config, socket) = (self.configure(name, audit)?, self.socket(name));
         let begun = Instant::now();
-        let process = Command::new(PROGRAM)
+        let mut command = Command::new(PROGRAM);
+        if let Some(off) = &self.clock {
+            command.env("LD_PRELOAD", libfaketime()?).env("FAKETIME", off);
+            command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+        }
+        let process = command
             .arg("--config")
             .arg(config)
             .arg("serve")
@@ -121,6 +158,31 @@ impl Place {
     }
 }
 
+/// Debian's library that gives a process another clock.
+fn libfaketime() -> anyhow::Result<PathBuf> {
+    let libraries = std::fs::read_dir("/usr/lib")?.flatten();
+    let mut found = libraries.map(|entry| entry.path().join("faketime/libfaketimeMT.so.1"));
+    found.find(|path| path.exists()).context("libfaketime is missing: apt-get install faketime")
+}
+
+/// PostgreSQL's programs, of which the server has another clock. Needed only until it has started.
+fn other_clock(off: &str) -> anyhow::Result<tempfile::TempDir> {
+    let postgres = Program::find("postgres", 0)?.path;
+    let real = postgres.parent().context("no folder")?;
+    // The server's account is another one, which has to read them.
+    let binaries = tempfile::Builder::new().permissions(Permissions::from_mode(0o755)).tempdir()?;
+    for entry in std::fs::read_dir(real)?.flatten().filter(|entry| entry.file_name() != "postgres") {
+        std::os::unix::fs::symlink(entry.path(), binaries.path().join(entry.file_name()))?;
+    }
+    let script = format!(
+        "#!/bin/sh\nexport LD_PRELOAD={} FAKETIME={off} FAKETIME_DONT_FAKE_MONOTONIC=1\nexec {} \"$@\"\n",
+        libfaketime()?.display(),
+        postgres.display()
+    );
+    durable::write(&binaries.path().join("postgres"), script.as_bytes(), 0o755)?;
+    Ok(binaries)
+}
+
 /// What the kernel says of a process's memory under this name, in bytes.
 pub(crate) fn memory(process: u32, name: &str) -> anyhow::Result<f64> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
@@ -149,6 +211,22 @@ impl Daemon {
 
     pub(crate) fn connect(&self) -> anyhow::Result<Client> {
         Client::connect(&self.socket)
+    }
+
+    /// Runs a job to its end, which has to be a success; how long that took, and the run.
+    pub(crate) fn run(&self, job: &str) -> anyhow::Result<(Duration, Value)> {
+        let begun = Instant::now();
+        let mut client = self.connect()?;
+        let mut run = client.call("job.run", &json!({ "name": job, "wait": "25s" }))?;
+        while run.get("state").is_some_and(|state| state == "running") {
+            std::thread::sleep(Duration::from_millis(20));
+            let runs = client.call("job.history", &json!({ "name": job, "limit": 1 }))?;
+            run = runs.get("items").and_then(|items| items.get(0)).context("no run")?.clone();
+        }
+        if run.get("state").is_none_or(|state| state != "ok") {
+            bail!("{job}: {run}");
+        }
+        Ok((begun.elapsed(), run))
     }
 
     /// What the kernel counts as resident, shared pages too, in bytes.

@@ -7,9 +7,10 @@
 use chrono::{DateTime, NaiveDate, Utc};
 use diesel::QueryableByName;
 use diesel::prelude::{ExpressionMethods, OptionalExtension, QueryDsl, SelectableHelper};
-use diesel::sql_types::{Date, Float8, Int4, Int8, Text, Timestamptz};
+use diesel::sql_types::{Bool, Bytea, Date, Float8, Int4, Int8, Text, Timestamptz};
 use diesel_async::RunQueryDsl;
 
+use super::by::By;
 use super::entry::Entry;
 use super::heads::{HeadRow, frontier, newest};
 use super::log::Log;
@@ -19,13 +20,15 @@ use super::tree::Tree;
 use super::verify;
 use crate::error::{Error, Result};
 use crate::store::schema::{audit_archives, audit_heads, audit_streams};
-use crate::store::{Columns, Connection, CopiedRows, Deadline, Dedicated};
+use crate::store::{Columns, Connection, CopiedRows, Deadline, Dedicated, Tally};
 
 /// So many entries are read with one statement: a snapshot that is held for long keeps PostgreSQL from cleaning up.
 const PIECE: u64 = 1 << 18;
 /// Rows come in such portions: so many, or so many bytes.
 const ROWS: usize = 1024;
 const BYTES: usize = 1 << 20;
+/// So often in a row it may stay unknown whether something was recorded.
+const UNKNOWN: u32 = 5;
 
 /// A month of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +102,40 @@ struct MonthRow {
     month: NaiveDate,
 }
 
+/// A row of `audit_archives`.
+#[derive(QueryableByName)]
+struct ExpiredRow {
+    #[diesel(sql_type = Int4)]
+    stream: i32,
+    #[diesel(sql_type = Date)]
+    month: NaiveDate,
+    #[diesel(sql_type = Int8)]
+    first_position: i64,
+    #[diesel(sql_type = Int8)]
+    last_position: i64,
+    #[diesel(sql_type = Text)]
+    object: String,
+    #[diesel(sql_type = Text)]
+    manifest: String,
+    #[diesel(sql_type = Int8)]
+    size: i64,
+    #[diesel(sql_type = Bytea)]
+    sha256: Vec<u8>,
+}
+
+impl ExpiredRow {
+    fn archived(self) -> Result<Archived> {
+        let (first, last) = (number(self.first_position)?, number(self.last_position)?);
+        Ok(Archived {
+            part: Part { stream: self.stream, month: self.month, first, last },
+            object: self.object,
+            manifest: self.manifest,
+            size: number(self.size)?,
+            sha256: Hash::read(&self.sha256).ok_or_else(|| tampered("audit_archives"))?,
+        })
+    }
+}
+
 #[derive(QueryableByName)]
 struct PartRow {
     #[diesel(sql_type = Int4)]
@@ -122,6 +159,20 @@ const PARTS: &str = "SELECT s.stream, a.position AS first, z.position AS last FR
     LATERAL (SELECT position FROM sidekeep.audit_logs WHERE stream = s.stream AND recorded_at >= $2 AND recorded_at < $3 \
         ORDER BY position DESC LIMIT 1) z \
     WHERE NOT EXISTS (SELECT FROM sidekeep.audit_archives d WHERE d.stream = s.stream AND d.month = $1) ORDER BY 1";
+
+/// What is past its period in the archive, and no longer in the database; or, foreseen, is about to be so.
+const EXPIRED: &str = "SELECT a.stream, a.month, a.first_position, a.last_position, a.object, a.manifest, a.size, a.sha256 \
+    FROM sidekeep.audit_archives a JOIN sidekeep.retention_policies p ON p.name = 'audit_logs' WHERE a.removed_at IS NULL \
+    AND (a.month + interval '1 month')::timestamp AT TIME ZONE 'UTC' \
+        + make_interval(secs => greatest(p.keep_seconds, sidekeep.retention_floor_seconds())) <= $1 \
+    AND (NOT EXISTS (SELECT FROM sidekeep.audit_months() m WHERE m.month = a.month) \
+        OR $2 AND EXISTS (SELECT FROM sidekeep.expired_audit_months d WHERE d.month = a.month AND d.expired_at <= $1)) \
+    ORDER BY a.month, a.stream";
+
+/// What was archived; nothing where it is recorded.
+const RECORD: &str = "INSERT INTO sidekeep.audit_archives \
+    (stream, month, first_position, last_position, entries, object, manifest, size, sha256, verified_at) \
+    VALUES ($1, $2, $3, $4, $4 - $3 + 1, $5, $6, $7, $8, clock_timestamp()) ON CONFLICT DO NOTHING";
 
 impl Log {
     /// What is not archived of the months that have been over for so long, by PostgreSQL's clock; the oldest first.
@@ -187,89 +238,101 @@ impl Log {
         Ok(PartRows { connection, rows: None, stream: part.stream, range, bounds })
     }
 
-    /// Records that a part is archived, was read back, and verified.
+    /// Records that a part is archived, was read back, and verified; counts it, once.
     ///
     /// # Errors
     /// The store's.
-    pub async fn record_archived(&self, archived: &Archived, deadline: &Deadline) -> Result<()> {
-        const RECORD: &str = "INSERT INTO sidekeep.audit_archives \
-            (stream, month, first_position, last_position, entries, object, manifest, size, sha256, verified_at) \
-            VALUES ($1, $2, $3, $4, $4 - $3 + 1, $5, $6, $7, $8, clock_timestamp()) ON CONFLICT DO NOTHING";
+    pub async fn record_archived(
+        &self,
+        archived: &Archived,
+        tally: &Tally<'_>,
+        deadline: &Deadline,
+    ) -> Result<()> {
         let part = archived.part;
         let (first, last, size) = (stored(part.first)?, stored(part.last)?, stored(archived.size)?);
-        self.store
-            .autocommit(deadline, "audit.archived", async |connection| {
-                diesel::sql_query(RECORD)
-                    .bind::<Int4, _>(part.stream)
-                    .bind::<Date, _>(part.month)
-                    .bind::<Int8, _>(first)
-                    .bind::<Int8, _>(last)
-                    .bind::<Text, _>(&archived.object)
-                    .bind::<Text, _>(&archived.manifest)
-                    .bind::<Int8, _>(size)
-                    .bind::<diesel::sql_types::Bytea, _>(archived.sha256.bytes().as_slice())
-                    .execute(connection)
-                    .await?;
-                Ok(())
-            })
-            .await
+        let counted = [("months", 1), ("entries", stored(part.entries())?), ("bytes", size)];
+        let mut unknown = 0_u32;
+        loop {
+            let recorded = self
+                .store
+                .transact(deadline, "audit.archived", async |tx| {
+                    let query = diesel::sql_query(RECORD)
+                        .bind::<Int4, _>(part.stream)
+                        .bind::<Date, _>(part.month)
+                        .bind::<Int8, _>(first)
+                        .bind::<Int8, _>(last)
+                        .bind::<Text, _>(&archived.object)
+                        .bind::<Text, _>(&archived.manifest)
+                        .bind::<Int8, _>(size)
+                        .bind::<Bytea, _>(archived.sha256.bytes().as_slice());
+                    if query.execute(tx).await? > 0 {
+                        for counted in counted {
+                            tally(tx, counted).await?;
+                        }
+                    }
+                    Ok(())
+                })
+                .await;
+            match recorded {
+                // What was committed is found again.
+                Err(Error::UnknownOutcome) if unknown < UNKNOWN => unknown = unknown.saturating_add(1),
+                recorded => return recorded,
+            }
+        }
     }
 
-    /// The archived parts that are still there though their months have been over for so long, the oldest first.
+    /// The archived parts that are past `retention.audit_logs` and the confirmed floor and whose months are no longer in the
+    /// database, the oldest first. Foreseen: also those whose months are due themselves, and go first.
     ///
     /// # Errors
     /// The store's.
     pub async fn expired_archives(
         &self,
-        keep: std::time::Duration,
+        at: DateTime<Utc>,
+        foreseen: bool,
         deadline: &Deadline,
     ) -> Result<Vec<Archived>> {
-        let due = diesel::dsl::sql::<diesel::sql_types::Bool>(
-            "(month + interval '1 month') AT TIME ZONE 'UTC' <= now() - make_interval(secs => ",
-        );
-        let due = due.bind::<Float8, _>(keep.as_secs_f64()).sql(")");
-        type Row = (i32, NaiveDate, i64, i64, String, String, i64, Vec<u8>);
-        let rows: Vec<Row> = self
+        let rows: Vec<ExpiredRow> = self
             .store
             .single(deadline, "audit.archive.expired", async |connection| {
-                use audit_archives as a;
-                let rows = a::table.filter(a::removed_at.is_null()).filter(due.clone());
-                let columns = (
-                    a::stream,
-                    a::month,
-                    a::first_position,
-                    a::last_position,
-                    a::object,
-                    a::manifest,
-                    a::size,
-                    a::sha256,
-                );
-                Ok(rows.order((a::month, a::stream)).select(columns).load(connection).await?)
+                let rows = diesel::sql_query(EXPIRED).bind::<Timestamptz, _>(at).bind::<Bool, _>(foreseen);
+                Ok(rows.load(connection).await?)
             })
             .await?;
-        let archived = |(stream, month, first, last, object, manifest, size, sha256): Row| {
-            let part = Part { stream, month, first: number(first)?, last: number(last)? };
-            let sha256 = Hash::read(&sha256).ok_or_else(|| tampered("audit_archives"))?;
-            Ok(Archived { part, object, manifest, size: number(size)?, sha256 })
-        };
-        rows.into_iter().map(archived).collect()
+        rows.into_iter().map(ExpiredRow::archived).collect()
     }
 
-    /// Records that the object of a part is gone.
+    /// Records that the object of a part is gone, and enters that, once. Answers whether this call did.
     ///
     /// # Errors
     /// The store's.
-    pub async fn record_removed(&self, part: &Part, deadline: &Deadline) -> Result<()> {
-        self.store
-            .autocommit(deadline, "audit.archive.removed", async |connection| {
-                let row = audit_archives::table.find((part.stream, part.month));
-                diesel::update(row.filter(audit_archives::removed_at.is_null()))
-                    .set(audit_archives::removed_at.eq(diesel::dsl::now))
-                    .execute(connection)
-                    .await?;
-                Ok(())
-            })
-            .await
+    pub async fn record_removed(&self, part: &Part, by: &By, tally: &Tally<'_>) -> Result<bool> {
+        let mut unknown = 0_u32;
+        loop {
+            let entered = self
+                .store
+                .transact(&by.deadline, "audit.archive.removed", async |tx| {
+                    let row = audit_archives::table.find((part.stream, part.month));
+                    let row = row.filter(audit_archives::removed_at.is_null());
+                    let removed = diesel::update(row).set(audit_archives::removed_at.eq(diesel::dsl::now));
+                    if removed.execute(tx).await? == 0 {
+                        return Ok(None);
+                    }
+                    tally(tx, ("archives", 1)).await?;
+                    Ok(Some(self.stage_about(tx, by, None).await?))
+                })
+                .await;
+            match entered {
+                // What was committed is found again.
+                Err(Error::UnknownOutcome) if unknown < UNKNOWN => unknown = unknown.saturating_add(1),
+                Ok(Some(entry)) => {
+                    self.hand_over(by, entry);
+                    return Ok(true);
+                }
+                Ok(None) => return Ok(unknown > 0),
+                Err(error) => return Err(error),
+            }
+        }
     }
 }
 

@@ -52,3 +52,42 @@ pub(super) async fn complaint(mut errors: impl AsyncRead + Unpin) -> String {
     let line = said.lines().find_map(|line| line.split_once("error: ").map(|(_, complaint)| complaint));
     line.unwrap_or_default().chars().filter(|c| !c.is_control()).take(TOLD).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::process::Command;
+    use std::time::Duration;
+
+    use tokio_util::sync::CancellationToken;
+
+    use crate::store::Deadline;
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    #[tokio::test]
+    async fn one_that_is_over_its_deadline_has_ended() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("pid");
+        let script = format!("echo $$ > {}; exec sleep 600", file.display());
+        let deadline = Deadline::after(Duration::from_secs(1), CancellationToken::new());
+        let late = super::run("sleep", shell(&script), &deadline).await.unwrap_err();
+        assert!(late.to_string().contains("was not done in time"), "{late}");
+        let pid = std::fs::read_to_string(file).unwrap();
+        assert!(!Path::new(&format!("/proc/{}", pid.trim())).exists());
+    }
+
+    #[tokio::test]
+    async fn its_first_complaint_is_told_alone() {
+        let deadline = Deadline::after(Duration::from_secs(60), CancellationToken::new());
+        let script =
+            "echo 'x: error: no room' >&2; echo 'x: detail: Failing row contains (a secret)' >&2; exit 3";
+        let ended = super::run("x", shell(script), &deadline).await.unwrap();
+        assert_eq!(ended, Err("x did not do it (exit status: 3): no room".to_owned()));
+        assert_eq!(super::run("x", shell("exit 0"), &deadline).await.unwrap(), Ok(()));
+    }
+}

@@ -1,7 +1,7 @@
 //! A run of the job `backup`: a dump, its manifest, and the rotation of those before it.
 //!
 //! What a crash leaves at each step: an upload that nobody sees; an object without a manifest, which is no dump; or a dump, with
-//! those that are due to go after the next one. Once more does no harm: each run makes a dump of its own.
+//! those that are due to go after the next one. The next run clears it. Once more does no harm: each makes a dump of its own.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -63,25 +63,31 @@ pub fn destined(config: &Config) -> Result<()> {
 /// back and listed.
 ///
 /// # Errors
-/// [`Error::Conflict`] where something is not set up, with what to do; [`Error::Unavailable`]; nothing is listed then that was
-/// not before.
+/// [`Error::Conflict`] where something is not set up, with what to do; [`Error::Unavailable`]; nothing is listed then that is
+/// not whole.
 pub async fn run(
     records: &Records,
     config: &Config,
     progress: &Progress,
     deadline: &Deadline,
 ) -> Result<Done> {
+    progress.0.store(0, Ordering::Relaxed);
     destined(config)?;
     // Before anything is written: a dump without its manifest is none.
     records.log().signer()?;
     let shelf = Shelf::open(config, records.log().public_keys())?;
     let shelf = shelf.ok_or_else(|| Error::conflict("backup.destination is not set"))?;
-    progress.0.store(0, Ordering::Relaxed);
     let url = config::direct_url(config).map_err(|error| Error::conflict(error.to_string()))?;
     let pinned = Pinned::begin(&config.database, &url, records.store().tracker(), deadline).await?;
     let about = snapshot::about(&pinned, deadline).await?;
     let program = program("pg_dump", about.major).await?;
     let name = name::of(about.at)?;
+    let store = records.store();
+    if let Some(before) = policy::begin(store, config, (&name, about.at), deadline).await? {
+        // It was killed. First of all: what it has left may be what the destination has no room for.
+        let cleared = deadline.run(clear(&shelf, &before)).await;
+        cleared.map_err(|_| Error::unavailable("what is left of a run before was not removed in time"))??;
+    }
     let making = Making { records, config, shelf: &shelf, name: &name, progress };
     let made = making.make(&pinned, (&about, &program), deadline).await;
     let manifest = match made {
@@ -94,10 +100,12 @@ pub async fn run(
             return Err(error);
         }
     };
-    policy::write(records.store(), config, deadline).await?;
-    let rotated = deadline.run(rotate(&shelf, config, about.at)).await;
-    let (kept, pruned) =
+    let promised = policy::promised(store, deadline).await?;
+    let rotation = Rotation { shelf: &shelf, config, promised, made: (&name, about.at) };
+    let rotated = deadline.run(rotation.carry_out()).await;
+    let Left { kept, pruned, oldest, proved } =
         rotated.map_err(|_| Error::unavailable("older dumps were not removed in time"))??;
+    policy::end(store, (oldest, proved), deadline).await?;
     Ok(Done { bytes: manifest.size, rows: manifest.tables.values().sum(), kept, pruned })
 }
 
@@ -140,6 +148,7 @@ impl Making<'_> {
         let manifest = self.manifest(times, (about, program), (object.clone(), written, contents));
         let manifest = Manifest { keyring_generation, ..manifest };
         let signed = Signed::sign(self.records.log(), manifest)?;
+        policy::still_mine(self.records.store(), self.name, deadline).await?;
         let put = deadline.run(self.shelf.put(&signed)).await;
         put.map_err(|_| Error::unavailable("the manifest was not written in time"))??;
         let read = self.shelf.manifest(self.name).await;
@@ -189,32 +198,69 @@ impl Making<'_> {
     }
 }
 
-/// Removes the dumps whose time is over, and what runs that were killed have left. Answers how many dumps there are then, and
-/// how many went.
-async fn rotate(shelf: &Shelf, config: &Config, now: DateTime<Utc>) -> Result<(usize, usize)> {
-    let names = shelf.names().await?;
-    let dumps: Vec<Aged> = shelf
-        .dumps(&names)
-        .await?
-        .into_iter()
-        .map(|dump| Aged {
-            name: dump.manifest.name,
-            at: dump.manifest.snapshot_at.utc(),
-            proved: dump.proof.is_some(),
-        })
-        .collect();
-    let expired = rotation::expired(&dumps, config.backup.keep);
-    for name in &expired {
-        shelf.remove(name).await?;
-        tracing::info!(name, "a dump was removed: its time is over, and a newer one is proved");
-    }
-    for name in names.iter().filter(|name| !dumps.iter().any(|dump| dump.name == **name)) {
-        let old = name::time(name).is_some_and(|at| now.signed_duration_since(at) > rotation::LEFT_ALONE);
-        if old && shelf.is_unfinished(name).await? {
-            let cleared = shelf.objects.clear(&name::folder(name)).await;
-            cleared.map_err(|trouble| away(shelf.objects.url(), &trouble))?;
-            tracing::info!(name, "what a run that was killed has left was removed");
+/// The dumps that there are when a run has made one, and what becomes of them.
+struct Rotation<'a> {
+    shelf: &'a Shelf,
+    config: &'a Config,
+    /// Certificates say that dumps from before are gone.
+    promised: Option<DateTime<Utc>>,
+    /// The dump that was made, and when its snapshot was taken.
+    made: (&'a str, DateTime<Utc>),
+}
+
+/// What is there afterwards.
+struct Left {
+    kept: usize,
+    pruned: usize,
+    oldest: Option<DateTime<Utc>>,
+    proved: Option<DateTime<Utc>>,
+}
+
+impl Rotation<'_> {
+    /// Removes the dumps whose time is over, and what runs that were killed have left.
+    async fn carry_out(&self) -> Result<Left> {
+        let names = self.shelf.names().await?;
+        let dumps: Vec<Aged> = self
+            .shelf
+            .dumps(&names)
+            .await?
+            .into_iter()
+            .map(|dump| Aged {
+                name: dump.manifest.name,
+                at: dump.manifest.snapshot_at.utc(),
+                proved: dump.proof.is_some(),
+            })
+            .collect();
+        if !dumps.iter().any(|dump| dump.name == self.made.0) {
+            return Err(Error::unavailable(format!(
+                "{}: the dump was written, and is not listed; none was removed",
+                self.shelf.objects.url()
+            )));
         }
+        let expired = rotation::expired(&dumps, self.config.backup.keep, self.promised);
+        for name in &expired {
+            self.shelf.remove(name).await?;
+            tracing::info!(name, "a dump was removed: its time is over, and a newer one is proved");
+        }
+        for name in names.iter().filter(|name| !dumps.iter().any(|dump| dump.name == **name)) {
+            let age = name::time(name).map(|at| self.made.1.signed_duration_since(at));
+            if age.is_some_and(|age| age > rotation::LEFT_ALONE) {
+                clear(self.shelf, name).await?;
+            }
+        }
+        let proved = dumps.iter().find(|dump| dump.proved).map(|dump| dump.at);
+        let oldest = dumps.iter().rev().find(|dump| !expired.contains(&dump.name.as_str()));
+        let (kept, pruned) = (dumps.len().saturating_sub(expired.len()), expired.len());
+        Ok(Left { kept, pruned, oldest: oldest.map(|dump| dump.at), proved })
     }
-    Ok((dumps.len().saturating_sub(expired.len()), expired.len()))
+}
+
+/// Removes what a run that was killed has left under a name, unless it is a dump.
+async fn clear(shelf: &Shelf, name: &str) -> Result<()> {
+    if shelf.is_unfinished(name).await? {
+        let cleared = shelf.objects.clear(&name::folder(name)).await;
+        cleared.map_err(|trouble| away(shelf.objects.url(), &trouble))?;
+        tracing::info!(name, "what a run that was killed has left was removed");
+    }
+    Ok(())
 }

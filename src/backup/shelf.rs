@@ -126,12 +126,17 @@ impl Shelf {
         }
     }
 
-    /// A dump with its proof.
+    /// A dump with its proof. A proof is worth nothing once the object is gone, or not as large as it was.
     ///
     /// # Errors
     /// [`Unread`].
     pub async fn dump(&self, name: &str) -> Result<Dump, Unread> {
         let manifest = self.manifest(name).await?;
+        let found = self.objects.list(&format!("{}/", name::folder(name))).await.map_err(Unread::Manifest)?;
+        if !found.iter().any(|found| found.name == manifest.object && found.size == manifest.size) {
+            tracing::warn!(name, "the object of a dump is gone, or has not the size that its manifest tells");
+            return Ok(Dump { manifest, proof: None });
+        }
         let proof = match self.objects.get(&name::proof(name), LARGEST_PROOF).await {
             Ok((bytes, _)) => Proof::read(&bytes, &manifest, &self.keys),
             Err(Trouble::Absent | Trouble::TooLarge(_)) => None,

@@ -205,7 +205,8 @@ mod tests {
             (written.stored.clone(), progress.load(Ordering::Relaxed))
         );
         let opened = age::decrypt(&identity, &stored).unwrap();
-        assert_eq!((opened.len() as u64, opened.get(..300_001)), (written.plain.size, Some(&part[..])));
+        let size = u64::try_from(opened.len()).unwrap();
+        assert_eq!((size, opened.get(..300_001)), (written.plain.size, Some(&part[..])));
         let mut digest = Digesting::default();
         digest.add(&opened);
         assert_eq!(digest.end(), written.plain);

@@ -153,10 +153,9 @@ fn followed(socket: &socket::Socket, global: &Global, run: &str) -> anyhow::Resu
     let params = socket::params([("name", Some("backup"))]);
     let runs = socket.result(global, "job.history", &params)?;
     let runs: Runs = serde_json::from_str(runs.get())?;
-    let is_it =
-        |item: &&Box<RawValue>| serde_json::from_str::<Run>(item.get()).is_ok_and(|item| item.run == run);
-    let found = runs.items.iter().find(is_it);
-    found.cloned().ok_or_else(|| anyhow::anyhow!("the daemon knows nothing of run {run} any more"))
+    let is_it = |item: &RawValue| serde_json::from_str::<Run>(item.get()).is_ok_and(|item| item.run == run);
+    let found = runs.items.into_iter().find(|item| is_it(item));
+    found.ok_or_else(|| anyhow::anyhow!("the daemon knows nothing of run {run} any more"))
 }
 
 fn check(asked: Verify, global: &Global) -> anyhow::Result<()> {

@@ -2,12 +2,18 @@
 
 use std::str::FromStr;
 
+use chrono::{DateTime, TimeDelta, Utc};
+use chrono_tz::Tz;
 use croner::Cron;
 use croner::parser::{CronParser, Seconds, Year};
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::values::as_text;
+
+/// How far ahead the gaps of a schedule are looked for, and of how many due times at most.
+const LOOKED_AHEAD: TimeDelta = TimeDelta::days(400);
+const LOOKED_AT: usize = 2000;
 
 /// `[jobs]`.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -76,6 +82,22 @@ impl Job {
             enabled: true,
             time_zone: TimeZone(chrono_tz::UTC),
         }
+    }
+
+    /// How long it is at most from one due time to the next, of those of the coming year, or of the next 2,000.
+    pub fn longest_gap(&self, from: DateTime<Utc>) -> TimeDelta {
+        let cron = self.schedule.cron();
+        let next = |after: &DateTime<Tz>| cron.find_next_occurrence(after, false).ok();
+        let from = from.with_timezone(&self.time_zone.tz());
+        let (mut longest, mut last) = (TimeDelta::zero(), next(&from));
+        for _ in 0..LOOKED_AT {
+            let Some(due) = last.filter(|due| due.signed_duration_since(from) < LOOKED_AHEAD) else { break };
+            last = next(&due);
+            let gap = last.map_or(LOOKED_AHEAD, |next| next.signed_duration_since(due));
+            longest = longest.max(gap);
+        }
+        // One that is never due.
+        if longest.is_zero() { LOOKED_AHEAD } else { longest }
     }
 }
 

@@ -1,15 +1,15 @@
 //! `[retention]`, `[archive]`, `[backup]`, and the object stores that they and the publication use: what is kept where, and how long.
 
-use chrono::{DateTime, Datelike as _, Days, Months, NaiveDate, Utc};
+use chrono::{DateTime, Datelike as _, Days, Months, NaiveDate, TimeDelta, Utc};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Destination, Period, Recipient, SecretFile};
+use super::{Destination, Jobs, Period, Recipient, SecretFile};
 
 const DAY: u64 = 24 * 3600;
-/// After its period has ended, a dump waits for the next one to be made, and for a drill to prove a newer one: in days, by the
-/// schedules that these jobs have where none is set.
-const WAITS: u64 = 8;
+/// In days.
+const SHORTEST_MONTH: u64 = 28;
+const LONGEST_MONTH: u64 = 31;
 
 /// `[retention]`: how long what is over is kept.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -92,19 +92,53 @@ impl Default for Keep {
 }
 
 impl Keep {
-    /// The day after which no dump from before this time is left, where dumps and drills are made as they are scheduled: each
-    /// is the last of its day, week or month, and waits for one that is newer than all of these.
-    pub fn gone_after(self, at: DateTime<Utc>) -> Option<NaiveDate> {
+    /// The day after which no dump from before this time is left, where dumps and drills are made in this rhythm: each is the
+    /// last of its day, week or month, and waits for one that is newer than all of these, and for a drill to prove a newer one.
+    pub fn gone_after(self, at: DateTime<Utc>, rhythm: Rhythm) -> Option<NaiveDate> {
         let date = at.date_naive();
-        let daily = date.checked_add_days(Days::new(u64::from(self.daily)))?;
+        let every = days(rhythm.backup);
+        let later = |from: NaiveDate, count: u32, days: u64| {
+            from.checked_add_days(Days::new(u64::from(count).saturating_mul(days)))
+        };
+        let daily = later(date, self.daily, every)?;
         let sunday =
             date.checked_add_days(Days::new(u64::from(6 - date.weekday().num_days_from_monday())))?;
-        let weekly = sunday.checked_add_days(Days::new(u64::from(self.weekly).saturating_mul(7)))?;
-        let monthly = date.with_day(1)?.checked_add_months(Months::new(self.monthly))?;
+        let weekly = later(sunday, self.weekly, every.max(7))?;
+        let monthly = match every {
+            ..=SHORTEST_MONTH => date.with_day(1)?.checked_add_months(Months::new(self.monthly))?,
+            _ => later(date, self.monthly, every.max(LONGEST_MONTH))?,
+        };
         let periods = [(self.daily, daily), (self.weekly, weekly), (self.monthly, monthly)];
-        let last = periods.into_iter().filter(|(count, _)| *count > 0).map(|(_, day)| day).max()?;
-        last.checked_add_days(Days::new(WAITS))
+        let last = periods.into_iter().filter(|(count, _)| *count > 0).map(|(_, day)| day).max();
+        last.unwrap_or(date).checked_add_days(Days::new(rhythm.waits()))
     }
+}
+
+/// How long it is at most from one dump to the next, and from one drill to the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rhythm {
+    /// Of dumps.
+    pub backup: TimeDelta,
+    /// Of drills.
+    pub drill: TimeDelta,
+}
+
+impl Rhythm {
+    /// As these jobs are scheduled.
+    pub fn of(jobs: &Jobs, from: DateTime<Utc>) -> Self {
+        Self { backup: jobs.backup.longest_gap(from), drill: jobs.drill.longest_gap(from) }
+    }
+
+    /// How many days a dump may wait, once nothing keeps it any more: for a newer one to be made and proved, and for the run
+    /// after that.
+    pub fn waits(self) -> u64 {
+        days(self.backup).saturating_mul(2).saturating_add(days(self.drill)).saturating_sub(1)
+    }
+}
+
+/// So many days, begun ones too.
+fn days(length: TimeDelta) -> u64 {
+    u64::try_from(length.num_seconds()).unwrap_or_default().div_ceil(DAY).max(1)
 }
 
 /// `[s3]`: how every `s3://` destination is reached.

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 pub use destination::{Bucket, Destination};
 pub use environment::{journal_stream, of_object_stores, scratch_directory};
 pub use jobs::{CronExpression, Job, Jobs, TimeZone};
-pub use keeping::{Archive, Backup, Gs, Keep, Retention, S3};
+pub use keeping::{Archive, Backup, Gs, Keep, Retention, Rhythm, S3};
 pub use load::{DEFAULT_FILE, Loaded, Setting, load, socket_path};
 pub use problem::{ConfigError, Origin, Problem};
 pub use recipient::Recipient;

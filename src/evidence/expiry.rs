@@ -2,98 +2,178 @@
 //! so. Not those in which a person is named who is held.
 //!
 //! The document comes first, then the object goes, then it is recorded: cut off in between, it is done again. Months of the
-//! database that are gone are not asked: whom an object names is read from the object.
+//! database that are gone are not asked: whom an object names is read from the object. Nothing is said to be gone from a place
+//! that has not its manifest: a directory may not be mounted, a bucket may be another one.
 
 use std::collections::HashSet;
-use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use diesel::prelude::{ExpressionMethods, QueryDsl};
 use diesel_async::RunQueryDsl;
-use tokio_util::task::TaskTracker;
 
 use super::manifest::{self, Body, LARGEST, REMOVED, Removed};
 use super::run::{away, removal};
 use super::unpack::unpack;
-use crate::audit::Log;
 use crate::audit::archive::Archived;
 use crate::audit::document::Signed;
 use crate::clock;
 use crate::config::{Config, Destination};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, chain};
 use crate::objects::{Objects, Trouble};
+use crate::records::Records;
+use crate::records::retention::{Retired, Retiring};
 use crate::store::schema::legal_holds;
 use crate::store::{Deadline, Store};
 
-/// What came of it, in objects.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Expired {
-    /// Past their period, and there before.
-    pub due: u64,
-    /// Deleted, or to be deleted by a run that changes something.
-    pub removed: u64,
-    /// Kept for a person who is held.
-    pub held: u64,
-}
-
-/// Deletes the objects of months that have been over for `keep`; counts alone where nothing is to be changed.
+/// Counts the objects that are past their period, by the database alone: with those whose months go first, where they are
+/// foreseen.
 ///
 /// # Errors
-/// [`Error::Unavailable`] where an archive cannot be reached; [`Error::Conflict`] without a signing key. What was deleted before
-/// stays recorded.
-pub async fn remove_expired(
-    (store, log): (&Store, &Log),
+/// The store's.
+pub async fn due(records: &Records, at: DateTime<Utc>, foreseen: bool, deadline: &Deadline) -> Result<i64> {
+    let due = records.log().expired_archives(at, foreseen, deadline).await?;
+    i64::try_from(due.len()).map_err(Error::internal)
+}
+
+/// Counts the objects that [`retire`] will delete, after the months that go first: reads those that may name who is held.
+///
+/// # Errors
+/// As [`retire`].
+pub async fn foresee(
+    records: &Records,
     config: &Config,
-    keep: Duration,
-    dry_run: bool,
+    at: DateTime<Utc>,
     deadline: &Deadline,
-) -> Result<Expired> {
-    let mut expired = Expired::default();
-    for archived in log.expired_archives(keep, deadline).await? {
-        expired.due = expired.due.saturating_add(1);
-        let removing = Removing::new(&archived, config, store.tracker())?;
-        // Asked for each: a hold may have been placed meanwhile.
-        let held = held(store, deadline).await?;
-        if !held.is_empty() && removing.names(held).await? {
-            expired.held = expired.held.saturating_add(1);
-            continue;
+) -> Result<i64> {
+    let expiry = Expiry { records, config, deadline };
+    let due = records.log().expired_archives(at, true, deadline).await?;
+    Ok(expiry.each(due, None).await?.removed)
+}
+
+/// Deletes the objects that are past their period and whose months are gone. What is held is told as busy.
+///
+/// # Errors
+/// [`Error::Unavailable`] where an archive cannot be reached, or is not where it was; [`Error::Conflict`] where it has something
+/// else under the name, or without a signing key. The others were tried; what was deleted stays recorded.
+pub async fn retire(records: &Records, config: &Config, retiring: &Retiring<'_>) -> Result<Retired> {
+    let expiry = Expiry { records, config, deadline: retiring.deadline };
+    let due = records.log().expired_archives(retiring.at, false, retiring.deadline).await?;
+    expiry.each(due, Some(retiring)).await
+}
+
+struct Expiry<'a> {
+    records: &'a Records,
+    config: &'a Config,
+    deadline: &'a Deadline,
+}
+
+impl Expiry<'_> {
+    /// Object by object; counts alone where nothing is retiring.
+    async fn each(&self, due: Vec<Archived>, retiring: Option<&Retiring<'_>>) -> Result<Retired> {
+        let (mut retired, mut failed, mut unreachable) = (Retired::default(), None, HashSet::new());
+        for archived in due {
+            let object = Object::of(&archived)?;
+            if unreachable.contains(object.place) {
+                continue;
+            }
+            match self.one(&object, retiring).await {
+                Ok(true) => retired.removed = retired.removed.saturating_add(1),
+                Ok(false) => retired.busy = retired.busy.saturating_add(1),
+                Err(error) => {
+                    tracing::error!(part = archived.part.name(), error = %chain(&error), "it stays in the archive");
+                    if matches!(error, Error::Unavailable { .. }) {
+                        unreachable.insert(object.place.to_owned());
+                    }
+                    failed.get_or_insert(error);
+                    if self.deadline.has_passed() {
+                        break;
+                    }
+                }
+            }
         }
-        expired.removed = expired.removed.saturating_add(1);
-        if !dry_run {
-            removing.remove(log).await?;
-            log.record_removed(&archived.part, deadline).await?;
-        }
+        failed.map_or(Ok(retired), Err)
     }
-    Ok(expired)
+
+    /// Whether it went, or would go: not while it names a person who is held.
+    async fn one(&self, object: &Object<'_>, retiring: Option<&Retiring<'_>>) -> Result<bool> {
+        let store = self.records.store();
+        let place: Destination = object.place.parse().map_err(|_| wrong())?;
+        let objects = Objects::open(&place, self.config).map_err(away)?;
+        let body = object.described(&objects, self.config.deployment.name.as_str()).await?;
+        let mut asked = HashSet::new();
+        loop {
+            // Asked for again: a hold may have been placed while the object was read.
+            let held = held(store, self.deadline).await?;
+            if held.is_subset(&asked) {
+                break;
+            }
+            if object.names(&objects, &body, held.clone(), store).await? {
+                return Ok(false);
+            }
+            asked = held;
+        }
+        let Some(retiring) = retiring else { return Ok(true) };
+        object.delete(&objects, self.records, &body.deployment).await?;
+        let archived = object.archived;
+        let name = format!("{}/stream-{}", archived.part.month.format("%Y-%m"), archived.part.stream);
+        let by = retiring.by("audit_archive", name);
+        by.tells("entries", archived.part.entries());
+        by.tells("sha256", archived.sha256.hex());
+        self.records.log().record_removed(&archived.part, &by, retiring.tally).await
+    }
 }
 
-/// One object.
-struct Removing<'a> {
+/// One object, as the database has it.
+struct Object<'a> {
     archived: &'a Archived,
-    objects: Objects,
-    object: &'a str,
+    /// The destination.
+    place: &'a str,
+    /// Its name there.
+    name: &'a str,
+    /// Its manifest's name there.
     manifest: &'a str,
-    deployment: &'a str,
-    tracker: &'a TaskTracker,
 }
 
-impl<'a> Removing<'a> {
-    fn new(archived: &'a Archived, config: &'a Config, tracker: &'a TaskTracker) -> Result<Self> {
-        let wrong = || Error::internal("audit_archives: a URL that is none of an archive");
-        let (place, object) = split(&archived.object).ok_or_else(wrong)?;
-        let (_, manifest) = split(&archived.manifest).ok_or_else(wrong)?;
-        let place: Destination = place.parse().map_err(|_| wrong())?;
-        let objects = Objects::open(&place, config).map_err(away)?;
-        let deployment = config.deployment.name.as_str();
-        Ok(Self { archived, objects, object, manifest, deployment, tracker })
+impl<'a> Object<'a> {
+    fn of(archived: &'a Archived) -> Result<Self> {
+        let (place, name) = split(&archived.object).ok_or_else(wrong)?;
+        let (beside, manifest) = split(&archived.manifest).ok_or_else(wrong)?;
+        (beside == place).then_some(Self { archived, place, name, manifest }).ok_or_else(wrong)
+    }
+
+    /// What its manifest says, which has to be of this object.
+    async fn described(&self, objects: &Objects, deployment: &str) -> Result<Body> {
+        let unlike = |what: &str| {
+            let Self { place, manifest, .. } = self;
+            Error::conflict(format!("{place}/{manifest} {what}; its object was not deleted"))
+        };
+        let bytes = match objects.get(self.manifest, LARGEST).await {
+            Ok((bytes, _)) => bytes,
+            Err(Trouble::Absent) => {
+                return Err(Error::unavailable(format!(
+                    "{}: the archive is not there, or has lost {}; nothing was deleted",
+                    self.place, self.manifest
+                )));
+            }
+            Err(trouble) => return Err(away(trouble)),
+        };
+        let (body, _) = manifest::read(&bytes).map_err(|why| unlike(&format!("cannot be read: {why}")))?;
+        let same = body.deployment == deployment
+            && body.part() == Some(self.archived.part)
+            && body.sha256 == self.archived.sha256.hex();
+        same.then_some(body).ok_or_else(|| unlike("is not of what was archived"))
     }
 
     /// Whether it names one of these persons. What cannot be read through may name anybody.
-    async fn names(&self, persons: HashSet<i64>) -> Result<bool> {
-        let (bytes, _) = self.objects.get(self.manifest, LARGEST).await.map_err(away)?;
-        let read = manifest::read(&bytes);
-        let before = read.as_ref().ok().and_then(|(body, _): &(Body, _)| body.before());
-        let Some(before) = before else { return Ok(true) };
-        match unpack(&self.objects, self.object, before, persons, self.tracker).await {
+    async fn names(
+        &self,
+        objects: &Objects,
+        body: &Body,
+        persons: HashSet<i64>,
+        store: &Store,
+    ) -> Result<bool> {
+        let Some(before) = body.before() else { return Ok(true) };
+        match unpack(objects, self.name, before, persons, store.tracker()).await {
             Ok(found) => Ok(found.names || !found.flaws.is_empty() || found.sha256 != self.archived.sha256),
             // Deleted by a run that was cut off before it could record that.
             Err(Trouble::Absent) => Ok(false),
@@ -101,21 +181,25 @@ impl<'a> Removing<'a> {
         }
     }
 
-    async fn remove(&self, log: &Log) -> Result<()> {
+    async fn delete(&self, objects: &Objects, records: &Records, deployment: &str) -> Result<()> {
         let said = Removed {
             format: REMOVED.into(),
-            deployment: self.deployment.into(),
+            deployment: deployment.into(),
             sha256: self.archived.sha256.hex(),
             removed_at: clock::now(),
             reason: "retention".into(),
         };
-        let said = manifest::encode(&Signed::sign(log, said)?)?;
-        match self.objects.create(&removal(self.manifest), said).await {
+        let said = manifest::encode(&Signed::sign(records.log(), said)?)?;
+        match objects.create(&removal(self.manifest), said).await {
             Ok(_) | Err(Trouble::Exists) => {}
             Err(trouble) => return Err(away(trouble)),
         }
-        self.objects.delete(self.object).await.map_err(away)
+        objects.delete(self.name).await.map_err(away)
     }
+}
+
+fn wrong() -> Error {
+    Error::internal("audit_archives: a URL that is none of an archive")
 }
 
 /// A destination, and the name of an object there.

@@ -20,7 +20,7 @@ use crate::audit::merkle::Frontier;
 use crate::audit::note::VerifierKey;
 use crate::error::{Error, Result};
 use crate::objects::{Objects, Trouble, Upload};
-use crate::store::Deadline;
+use crate::store::{Deadline, Tally};
 use crate::values::RecordId;
 
 /// What the names of objects end with.
@@ -41,49 +41,39 @@ pub struct Archive<'a> {
     pub deadline: &'a Deadline,
 }
 
-/// What was archived.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Done {
-    /// Months of streams.
-    pub months: u64,
-    /// Entries in them.
-    pub entries: u64,
-    /// Bytes of their objects.
-    pub bytes: u64,
-}
-
 impl Archive<'_> {
-    /// Archives what has been over for so long and is not archived; counts alone where nothing is to be changed. What of the log
-    /// does not verify is left out, and told at the end.
+    /// How many months of streams, with how many entries, have been over for so long and are not archived.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn due(&self, after: Duration) -> Result<(i64, i64)> {
+        let parts = self.log.unarchived(after, self.deadline).await?;
+        let entries = parts.iter().map(Part::entries).fold(0, u64::saturating_add);
+        let number = |number| i64::try_from(number).unwrap_or(i64::MAX);
+        Ok((i64::try_from(parts.len()).unwrap_or(i64::MAX), number(entries)))
+    }
+
+    /// Archives what has been over for so long and is not archived, and counts it where it is recorded. What of the log does not
+    /// verify is left out, and told at the end.
     ///
     /// # Errors
     /// [`Error::Unavailable`] where the archive or PostgreSQL is away; [`Error::Conflict`] where something else is in the archive
     /// under the same name; [`Error::Tampered`].
-    pub async fn run(&self, after: Duration, dry_run: bool) -> Result<Done> {
-        let mut done = Done::default();
+    pub async fn run(&self, after: Duration, tally: &Tally<'_>) -> Result<()> {
         let mut wrong = None;
         for part in self.log.unarchived(after, self.deadline).await? {
-            let bytes = match dry_run {
-                true => Ok(0),
-                false => self.part(&part).await,
-            };
-            match bytes {
-                Ok(bytes) => {
-                    done.months = done.months.saturating_add(1);
-                    done.entries = done.entries.saturating_add(part.entries());
-                    done.bytes = done.bytes.saturating_add(bytes);
-                }
+            match self.part(&part, tally).await {
                 Err(error @ (Error::Tampered { .. } | Error::Conflict { .. })) => {
                     tracing::error!(part = part.name(), %error, "it was not archived");
                     wrong.get_or_insert(error);
                 }
-                Err(error) => return Err(error),
+                done => done?,
             }
         }
-        wrong.map_or(Ok(done), Err)
+        wrong.map_or(Ok(()), Err)
     }
 
-    async fn part(&self, part: &Part) -> Result<u64> {
+    async fn part(&self, part: &Part, tally: &Tally<'_>) -> Result<()> {
         let evidence = self.log.evidence(part, self.deadline).await?;
         let body = match self.known(part, &evidence).await? {
             Some(body) => body,
@@ -97,8 +87,7 @@ impl Archive<'_> {
             sha256: crate::audit::merkle::Hash::from_hex(&body.sha256)
                 .ok_or_else(|| Error::internal("a digest that is none"))?,
         };
-        self.log.record_archived(&archived, self.deadline).await?;
-        Ok(body.size)
+        self.log.record_archived(&archived, tally, self.deadline).await
     }
 
     /// What a manifest that is there says, once its object was read and verified.

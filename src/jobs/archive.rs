@@ -1,6 +1,7 @@
 //! The job that archives the log: months that are over go into the archive, once each.
 
 use super::Counts;
+use super::counting::Counting;
 use crate::app::App;
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -10,6 +11,8 @@ use crate::store::Deadline;
 
 /// Its name.
 pub(super) const NAME: &str = "archive";
+/// What it counts: months of streams, the entries in them, and the bytes of their objects.
+const KINDS: [&str; 3] = ["months", "entries", "bytes"];
 
 /// Archives what is due, or counts it.
 ///
@@ -28,13 +31,14 @@ pub(super) async fn run(app: &App, deadline: &Deadline, dry_run: bool) -> Result
         tracker: &app.tracker,
         deadline,
     };
-    let done = archive.run(config.archive.after.duration(), dry_run).await?;
-    let number = |number| i64::try_from(number).unwrap_or(i64::MAX);
-    Ok(Counts::from([
-        ("months", number(done.months)),
-        ("entries", number(done.entries)),
-        ("bytes", number(done.bytes)),
-    ]))
+    let after = config.archive.after.duration();
+    if dry_run {
+        let (months, entries) = archive.due(after).await?;
+        return Ok(Counts::from([("months", months), ("entries", entries), ("bytes", 0)]));
+    }
+    let counting = Counting::begin(app.records.store(), NAME, &KINDS, deadline).await?;
+    archive.run(after, &counting.tally()).await?;
+    counting.counts(&KINDS, deadline).await
 }
 
 /// What has to be set first: a manifest is signed, so that daemons without a signing key leave it to those that have one.

@@ -28,6 +28,8 @@ pub struct Listed {
     pub time_zone: String,
     /// Whether this daemon runs it when it is due.
     pub enabled: bool,
+    /// The key of the configuration that has to be set before it can run here; null where none is missing.
+    pub missing_key: Option<&'static str>,
     /// When it is due next; null where this daemon does not run it.
     pub next_due: Option<Timestamp>,
     /// The run that is going on, else the last that ended and was no dry run.
@@ -67,6 +69,7 @@ impl Jobs {
                 schedule: settings.schedule.to_string(),
                 time_zone: settings.time_zone.to_string(),
                 enabled,
+                missing_key: job.missing_key(config),
                 next_due: next.map(Timestamp::from),
                 last_run: last.cloned().map(Run::shown),
             }

@@ -7,6 +7,7 @@ mod archive;
 mod asked;
 mod backup;
 mod claim;
+mod counting;
 mod drill;
 mod history;
 mod keyring_backup;
@@ -176,6 +177,11 @@ impl Job {
     /// Whether this daemon runs it when it is due.
     pub fn is_enabled(&self, config: &config::Config) -> bool {
         config.jobs.enabled && (self.settings)(&config.jobs).enabled && (self.lacks)(config).is_none()
+    }
+
+    /// The key of the configuration that has to be set before it can run here; nothing where none is missing.
+    pub fn missing_key(&self, config: &config::Config) -> Option<&'static str> {
+        (self.lacks)(config)
     }
 
     /// Refuses a job that is off for want of a key of the configuration.

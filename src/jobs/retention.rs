@@ -8,21 +8,28 @@ mod guard;
 pub(super) mod policies;
 
 use chrono::{DateTime, Utc};
-use futures_util::FutureExt;
 
 use super::Counts;
-use super::claim::{self, Run};
+use super::claim;
+use super::counting::Counting;
 use crate::app::App;
 use crate::error::{Error, Result, chain};
+use crate::evidence::expiry;
 use crate::records::retention::{Retired, Retiring};
-use crate::store::{Deadline, Tally};
+use crate::store::Deadline;
 use crate::subjects::retention as subjects;
 
 /// Its name.
 pub(super) const NAME: &str = "retention";
 
+/// Objects of the archive, of which there are none to go mostly: they are counted where some were due.
+const ARCHIVES: &str = "archives";
+
+/// All kinds.
+const KINDS: [&str; 6] = ["subjects", "conversations", "consents", "requests", "audit_months", ARCHIVES];
+
 /// What is due, or was removed.
-type Kinds = [(&'static str, i64); 5];
+type Kinds = Vec<(&'static str, i64)>;
 
 /// Removes what is due, or counts it.
 ///
@@ -31,21 +38,22 @@ type Kinds = [(&'static str, i64); 5];
 pub(super) async fn run(app: &App, deadline: &Deadline, dry_run: bool) -> Result<Counts> {
     policies::mirror(app.records.store(), &app.config.retention, deadline).await?;
     let at = guard::now(app, deadline).await?;
-    let due = due(app, at, deadline).await?;
+    let mut due = due(app, at, deadline).await?;
     if dry_run {
-        return Ok(Counts::from(due));
+        for (_, number) in due.iter_mut().filter(|(kind, _)| *kind == ARCHIVES) {
+            *number = expiry::foresee(&app.records, &app.config, at, deadline).await?;
+        }
+        return Ok(due.into_iter().collect());
     }
-    let run = Run::of(app.records.store(), NAME, deadline).await?;
-    let run = run.ok_or_else(|| Error::conflict("another daemon has ended this run"))?;
-    for (kind, _) in due {
-        let store = app.records.store();
-        store.transact(deadline, "retention.begin", async |tx| run.count(tx, (kind, 0)).await).await?;
-    }
-    remove(app, deadline, &run, (at, &due)).await?;
-    claim::expire(app.records.store(), at, deadline).await?;
-    let run = Run::of(app.records.store(), NAME, deadline).await?;
-    let counts = run.and_then(|run| run.counts).unwrap_or_default();
-    Ok(due.iter().map(|(kind, _)| (*kind, counts.get(kind).and_then(|n| n.as_i64()).unwrap_or(0))).collect())
+    let store = app.records.store();
+    let kinds: Vec<&'static str> = due.iter().map(|(kind, _)| *kind).collect();
+    let counting = Counting::begin(store, NAME, &kinds, deadline).await?;
+    let removed = remove(app, deadline, &counting, (at, &due)).await;
+    let expired = claim::expire(store, at, deadline).await;
+    removed?;
+    expired?;
+    // A holder before this one may have removed all that was due of a kind.
+    counting.counts(&KINDS, deadline).await
 }
 
 /// How much is due of each kind, the views' own definition.
@@ -53,20 +61,29 @@ async fn due(app: &App, at: DateTime<Utc>, deadline: &Deadline) -> Result<Kinds>
     let records = &app.records;
     let evidence = subjects::due_evidence(records, at, deadline).await?;
     let months = records.log().months_due(at, deadline).await?.len();
-    Ok([
+    let mut due = vec![
         // First: what is removed of a person is entered in the log, which refers to the person again.
         ("subjects", subjects::due_people(records, at, deadline).await?),
         ("conversations", records.due_conversations(at, deadline).await?),
         ("consents", records.due_consents(at, deadline).await?.saturating_add(evidence)),
         ("requests", subjects::due_requests(records, at, deadline).await?),
         ("audit_months", i64::try_from(months).map_err(Error::internal)?),
-    ])
+    ];
+    // After the months. Counted without the archive, which may be away: the others go all the same.
+    let archives = expiry::due(records, at, true, deadline).await?;
+    due.extend((archives > 0).then_some((ARCHIVES, archives)));
+    Ok(due)
 }
 
 /// Removes kind by kind. What fails does not keep the others from going; the first failure is told at the end.
-async fn remove(app: &App, deadline: &Deadline, run: &Run, (at, due): (DateTime<Utc>, &Kinds)) -> Result<()> {
-    let tally = tally(run);
-    let retiring = Retiring { run: &run.run, at, deadline, tally: &tally };
+async fn remove(
+    app: &App,
+    deadline: &Deadline,
+    counting: &Counting<'_>,
+    (at, due): (DateTime<Utc>, &Kinds),
+) -> Result<()> {
+    let tally = counting.tally();
+    let retiring = Retiring { run: counting.run(), at, deadline, tally: &tally };
     let mut failed = None;
     for (kind, due) in due {
         let result = match of_kind(app, &retiring, kind).await {
@@ -74,7 +91,7 @@ async fn remove(app: &App, deadline: &Deadline, run: &Run, (at, due): (DateTime<
             Err(error) => Err(error),
         };
         if let Err(error) = result {
-            tracing::error!(kind, run = run.run, error = %chain(&error), "retention");
+            tracing::error!(kind, run = counting.run(), error = %chain(&error), "retention");
             failed.get_or_insert(error);
             if deadline.has_passed() {
                 break;
@@ -82,14 +99,6 @@ async fn remove(app: &App, deadline: &Deadline, run: &Run, (at, due): (DateTime<
         }
     }
     failed.map_or(Ok(()), Err)
-}
-
-/// Counts for a run, as long as it is this holder's.
-fn tally(run: &Run) -> Box<Tally<'_>> {
-    Box::new(move |tx, counted| {
-        let run = run.clone();
-        async move { run.count(tx, counted).await }.boxed()
-    })
 }
 
 async fn of_kind(app: &App, retiring: &Retiring<'_>, kind: &str) -> Result<Retired> {
@@ -107,6 +116,7 @@ async fn of_kind(app: &App, retiring: &Retiring<'_>, kind: &str) -> Result<Retir
             })
         }
         "requests" => subjects::retire_requests(records, retiring).await,
+        ARCHIVES => expiry::retire(records, &app.config, retiring).await,
         _ => months(app, retiring).await,
     }
 }
@@ -120,8 +130,14 @@ async fn gone(
 ) -> Result<()> {
     let mut stuck = retired.stuck;
     if expected > 0 && retired.removed == 0 && retired.busy == 0 && stuck == 0 {
-        let left = due(app, at, deadline).await?;
-        stuck = left.iter().find(|(name, _)| *name == kind).map_or(0, |(_, left)| *left);
+        stuck = match kind {
+            // Those of months that could not be dropped are not due.
+            ARCHIVES => expiry::due(&app.records, at, false, deadline).await?,
+            _ => {
+                let left = due(app, at, deadline).await?;
+                left.iter().find(|(name, _)| *name == kind).map_or(0, |(_, left)| *left)
+            }
+        };
     }
     if stuck > 0 {
         return Err(Error::conflict(format!(
@@ -130,7 +146,8 @@ async fn gone(
         )));
     }
     if retired.busy > 0 {
-        tracing::info!(kind, busy = retired.busy, "left for the next run: somebody was at it");
+        let why = if kind == ARCHIVES { "they name who is held" } else { "somebody was at it" };
+        tracing::info!(kind, busy = retired.busy, "left for the next run: {why}");
     }
     Ok(())
 }

@@ -87,7 +87,7 @@ impl Task {
     }
 
     /// How far the run in this daemon is, where that can be told.
-    fn progress(self, app: &App) -> Option<Value> {
+    pub(super) fn progress(self, app: &App) -> Option<Value> {
         match self {
             Self::Job(job) => (job.name == backup::NAME).then(|| backup::progress(app)),
             Self::Asked(asked) => (asked.progress)(app),
@@ -134,6 +134,9 @@ impl Jobs {
     async fn carry_out(&self, task: Task, run: Run) -> JobRun {
         let began = Instant::now();
         tracing::debug!(job = task.name(), run = run.run, epoch = run.epoch, "running");
+        if let Task::Job(job) = task {
+            self.note_running(job.name, run.clone().shown());
+        }
         let ended = tokio::select! {
             biased;
             ended = self.work(task, &run) => ended,
@@ -182,7 +185,11 @@ impl Jobs {
             let said = Instant::now();
             // Also while this daemon ends: the run is held until it is let go.
             let deadline = Deadline::after(GIVE_UP.saturating_sub(heard.elapsed()), CancellationToken::new());
-            match run.beat(self.store(), task.progress(&self.app).as_ref(), &deadline).await {
+            let progress = task.progress(&self.app);
+            if let Task::Job(job) = task {
+                self.note_running(job.name, JobRun { counts: progress.clone(), ..run.clone().shown() });
+            }
+            match run.beat(self.store(), progress.as_ref(), &deadline).await {
                 Ok(true) => heard = said,
                 Ok(false) => return,
                 Err(_) if heard.elapsed() < GIVE_UP => {}

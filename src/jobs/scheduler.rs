@@ -51,6 +51,7 @@ pub struct Jobs {
     pub(super) cut: CancellationToken,
     ended: Mutex<BTreeMap<&'static str, LastRun>>,
     succeeded: Mutex<BTreeMap<&'static str, LastRun>>,
+    going_on: Mutex<BTreeMap<&'static str, JobRun>>,
 }
 
 /// The last run of a job that ended, as this daemon has seen it.
@@ -81,6 +82,7 @@ impl Jobs {
             cut: CancellationToken::new(),
             ended: Mutex::default(),
             succeeded: Mutex::default(),
+            going_on: Mutex::default(),
         })
     }
 
@@ -133,9 +135,10 @@ impl Jobs {
         let claimed = self.claimed(claim, None, dry_run, (&wait, deadline)).await?;
         let run = claimed.map_err(|other| in_the_way(&format!("the job {name}"), &other))?;
         let shown = run.clone().shown();
-        match wait.run(self.start(job.into(), run)).await {
+        let task = Task::from(job);
+        match wait.run(self.start(task, run)).await {
             Ok(Ok(run)) => Ok(run),
-            _ => Ok(shown),
+            _ => Ok(JobRun { counts: task.progress(&self.app), ..shown }),
         }
     }
 
@@ -178,6 +181,16 @@ impl Jobs {
         self.succeeded.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
 
+    /// The runs that are going on, with how far they are: those of other daemons as this one has last seen them.
+    pub fn running(&self) -> BTreeMap<&'static str, JobRun> {
+        self.going_on.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes how far a run of this daemon is.
+    pub(super) fn note_running(&self, name: &'static str, run: JobRun) {
+        self.going_on.lock().unwrap_or_else(PoisonError::into_inner).insert(name, run);
+    }
+
     /// Whether a job that this daemon runs should have succeeded again by now: another time was due since, and passed too.
     pub fn is_overdue(&self, job: &Job) -> bool {
         let config = &self.app.config;
@@ -191,6 +204,7 @@ impl Jobs {
 
     /// Notes a run that has just ended.
     pub(super) fn note_ended(&self, name: &'static str, run: &Run) {
+        self.going_on.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
         if !run.dry_run {
             let seen = (Instant::now(), Duration::ZERO);
             let last = LastRun { run: run.clone().shown(), seen };
@@ -311,7 +325,12 @@ impl Jobs {
     fn note(&self, look: &Look) {
         let mut ended = self.ended_lock();
         let mut succeeded = self.succeeded.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut going_on = self.going_on.lock().unwrap_or_else(PoisonError::into_inner);
         for job in &JOBS {
+            match look.running(job.name) {
+                Some(run) => drop(going_on.insert(job.name, run.clone().shown())),
+                None => drop(going_on.remove(job.name)),
+            }
             let Some(status) = look.status(job.name) else { continue };
             let last = |run: &Run| {
                 let run = run.clone().shown();

@@ -223,7 +223,7 @@ impl Objects {
         if listed.common_prefixes.len() > LISTED {
             return Err(Trouble::Away(format!("has over {LISTED} folders under {folder:?}")));
         }
-        let last = |path: &Path| path.parts().last().map(|part| part.as_ref().to_owned());
+        let last = |path: &Path| path.parts().next_back().map(|part| part.as_ref().to_owned());
         let mut names: Vec<_> = listed.common_prefixes.iter().filter_map(last).collect();
         names.sort_unstable();
         Ok(names)

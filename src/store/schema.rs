@@ -383,6 +383,11 @@ diesel::table! {
         monthly -> Int4,
         physical_seconds -> Nullable<Int8>,
         at -> Timestamptz,
+        every_seconds -> Int8,
+        drill_seconds -> Int8,
+        making -> Nullable<Text>,
+        oldest_at -> Nullable<Timestamptz>,
+        proved_at -> Nullable<Timestamptz>,
     }
 }
 

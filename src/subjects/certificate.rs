@@ -19,7 +19,7 @@ use crate::values::UserId;
 /// What the body of a certificate says it is, so that no other signed document passes for one.
 pub const FORMAT: &str = "sidekeep-erasure-1";
 
-/// What is said where the operator has not declared how long physical copies live.
+/// What is said where the operator has not declared how long physical copies live, or where dumps do not go in their time.
 pub const UNKNOWN: &str = "unknown";
 
 /// The grounds of an erasure (GDPR Art. 17(1)).
@@ -108,7 +108,8 @@ pub struct Body {
     pub kept: Kept,
     /// The entry of the audit log that tells of it.
     pub entry_id: String,
-    /// The day after which no backup that sidekeep makes can open anything; null where it makes none.
+    /// The day after which no backup that sidekeep makes can open anything; null where it makes none, "unknown" while dumps are
+    /// not made and proved as they are scheduled, because none goes before a newer one is proved.
     pub backups_gone_after: Option<String>,
     /// The day after which dead tuples, WAL and base backups are gone; "unknown" where that is not declared.
     pub physical_copies_gone_after: String,

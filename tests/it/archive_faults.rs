@@ -51,7 +51,7 @@ fn an_archive_that_cannot_be_written_fails_the_run_with_the_reason() {
             let why = run["error"].as_str().unwrap();
             assert!(why.contains("archive.destination") && !why.contains("secret"), "{passage:?}: {why}");
             assert_eq!(recorded(&past.world), "0", "{passage:?}");
-            assert_eq!(daemon.ok("system.health", json!({}))["checks"]["postgresql"]["status"], "ok");
+            assert_eq!(daemon.ok("system.health", json!({}))["checks"]["database"]["status"], "ok");
         }
         gate.set(Passage::Slow(20));
         assert_whole(&past, &store, &daemon);
@@ -91,8 +91,8 @@ fn a_daemon_that_is_killed_at_any_step_leaves_nothing_half() {
             let (store, gate) = bucket_beside(&store).gated();
             let daemon = past.start(&store);
             gate.set(Passage::MuteAt(step));
-            daemon.ok("job.run", json!({ "name": "archive", "wait": "0s" }));
-            wait_for("the step", || (gate.muted() > 0).then_some(()));
+            let begun = daemon.ok("job.run", json!({ "name": "archive", "wait": "0s" }));
+            wait_for(step, || (gate.muted() > 0).then_some(()));
             daemon.signal(Signal::SIGKILL);
             gate.set(Passage::Open);
             let there = contents(&store);
@@ -102,8 +102,7 @@ fn a_daemon_that_is_killed_at_any_step_leaves_nothing_half() {
                 "{step}: {:?}",
                 there.iter().map(|(name, _)| name).collect::<Vec<_>>()
             );
-            past.world.sql("DELETE FROM job_runs WHERE state = 'running'");
-            let next = past.start(&store);
+            let next = gone_on_with(&past, &store, &begun);
             assert_whole(&past, &store, &next);
             let after = contents(&store);
             assert!(there.iter().all(|object| after.contains(object)), "{step}: what was whole is taken up");
@@ -111,6 +110,25 @@ fn a_daemon_that_is_killed_at_any_step_leaves_nothing_half() {
             next.stop();
         }
     }
+}
+
+/// Another daemon, which has gone on with a run under the same row, and has counted what either has done, once.
+fn gone_on_with(past: &Past, store: &Store, begun: &Value) -> Daemon {
+    let daemon = past.world.start_with(&archiving(store).replace("jobs.enabled = false\n", ""));
+    past.world.sql("UPDATE job_runs SET heartbeat_at = now() - interval '1 minute' WHERE state = 'running'");
+    let run = wait_for("the end of the run", || {
+        let page = daemon.ok("job.history", json!({ "name": "archive", "limit": 5 }));
+        let found =
+            page["items"].as_array().unwrap().iter().find(|item| item["run"] == begun["run"]).cloned();
+        found.filter(|run| run["state"] != "running")
+    });
+    let sums = past.world.sql("SELECT count(*), sum(entries), sum(size) FROM audit_archives");
+    let counts = &run["counts"];
+    let counted = format!("{}|{}|{}", counts["months"], counts["entries"], counts["bytes"]);
+    assert_eq!((&run["state"], &counted), (&json!("ok"), &sums), "{run}");
+    let id = begun["run"].as_str().unwrap();
+    assert_eq!(past.world.sql(&format!("SELECT epoch FROM job_runs WHERE run = '{id}'")), "2");
+    daemon
 }
 
 /// A fresh bucket of the same kind.
@@ -128,14 +146,13 @@ fn a_manifest_without_its_row_is_verified_again_and_recorded() {
         past.forget();
         let before = contents_or_none(&store);
         let daemon = past.world.start_with(&more);
-        proxy.fail(fault, |sql| sql.contains("INSERT INTO sidekeep.audit_archives"));
-        daemon.ok("job.run", json!({ "name": "archive", "wait": "0s" }));
         let failed = proxy.failed();
-        wait_for("the fault", || (proxy.failed() > failed || proxy.failed() > 0).then_some(()));
+        proxy.fail(fault, |sql| sql.contains("INSERT INTO sidekeep.audit_archives"));
+        let begun = daemon.ok("job.run", json!({ "name": "archive", "wait": "0s" }));
+        wait_for("the fault", || (proxy.failed() > failed).then_some(()));
         daemon.signal(Signal::SIGKILL);
         drop(daemon);
-        past.world.sql("DELETE FROM job_runs WHERE state = 'running'");
-        let next = past.start(&store);
+        let next = gone_on_with(&past, &store, &begun);
         assert_whole(&past, &store, &next);
         let after = contents_or_none(&store);
         assert!(before.iter().all(|object| after.contains(object)), "{fault:?}");

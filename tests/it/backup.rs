@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::support::{Daemon, World, sidekeep};
+use crate::support::{Daemon, Store, World, sidekeep};
 
 /// A world whose dumps and whose keyring's backup go to folders of their own.
 pub struct Shelf {
@@ -32,6 +32,14 @@ impl Shelf {
         Self { world, config }
     }
 
+    /// As [`Shelf::new`], with its dumps in this destination.
+    pub fn at(store: &Store) -> Self {
+        let Self { world, config } = Self::new();
+        let lines = config.lines().filter(|line| !line.starts_with("backup.destination"));
+        let lines: String = lines.map(|line| format!("{line}\n")).collect();
+        Self { world, config: format!("backup.destination = \"{}\"\n{}{lines}", store.url, store.config) }
+    }
+
     pub fn start(&self, more: &str) -> Daemon {
         self.world.start_with(&format!("{}{more}", self.config))
     }
@@ -39,6 +47,12 @@ impl Shelf {
     /// Starts a daemon in a mount namespace of its own, after this was done there.
     pub fn start_after(&self, shell: &str, more: &str) -> Daemon {
         self.world.start_after(shell, &format!("{}{more}", self.config))
+    }
+
+    /// As if the run of a daemon that was killed had been taken over long ago, which takes half a minute.
+    pub fn forget_run(&self) {
+        let failed = "UPDATE job_runs SET state = 'failed', error = 'killed', finished_at = now() WHERE state = 'running'";
+        self.world.sql(failed);
     }
 
     /// The folder of all dumps.
@@ -157,8 +171,19 @@ fn who_has_set_nothing_or_half_is_told_what_to_set() {
     assert!(error.message.contains("backup.destination"), "{error:?}");
     assert!(list(&daemon).is_empty());
     let jobs = daemon.ok("job.list", json!({}));
-    let backup = jobs["items"].as_array().unwrap().iter().find(|job| job["name"] == "backup").unwrap();
-    assert_eq!(backup["enabled"], false);
+    let status = daemon.ok("system.status", json!({}));
+    let lacking = [
+        ("backup", "backup.destination"),
+        ("drill", "backup.destination"),
+        ("archive", "archive.destination"),
+    ];
+    for (name, key) in lacking.into_iter().chain([("keyring_backup", "keyring.backup")]) {
+        let job = jobs["items"].as_array().unwrap().iter().find(|job| job["name"] == name).unwrap();
+        assert_eq!((&job["enabled"], &job["missing_key"]), (&json!(false), &json!(key)), "{job}");
+        let job = &status["jobs"][name];
+        assert_eq!((&job["enabled"], &job["missing_key"]), (&json!(false), &json!(key)), "{job}");
+    }
+    assert_eq!(status["jobs"]["verify"]["missing_key"], Value::Null);
     daemon.stop();
     let half: String =
         shelf.config.lines().filter(|line| !line.starts_with("keyring")).map(|l| format!("{l}\n")).collect();

@@ -10,7 +10,8 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::backup::{Shelf, done, failed, files, fill, list};
-use crate::support::{Daemon, World, sql, wait_for};
+use crate::drill::sign_again;
+use crate::support::{Cluster, Daemon, Passage, Store, World, sidekeep, sql, wait_for};
 
 /// The `pg_dump` of the newest version that is installed.
 fn pg_dump() -> PathBuf {
@@ -132,7 +133,11 @@ fn a_pg_dump_that_is_killed_leaves_nothing() {
     fill(&daemon, 2);
     let held = Held::back(&shelf.world, "user_profiles");
     let run = begin(&daemon);
-    kill(child(&daemon), Signal::SIGKILL).unwrap();
+    let dumping = child(&daemon);
+    let status = daemon.ok("system.status", json!({}));
+    let running = &status["jobs"]["backup"]["running"];
+    assert_eq!((&running["run"], &running["state"]), (&json!(run), &json!("running")), "{running}");
+    kill(dumping, Signal::SIGKILL).unwrap();
     // What the daemon counts waits for the same table.
     drop(held);
     let run = ended(&daemon, &run);
@@ -160,18 +165,31 @@ fn a_daemon_that_is_killed_leaves_nothing_that_is_listed() {
     // Its run is gone on with, from the beginning.
     let run = ended(&other, &run);
     assert_eq!((&run["state"], list(&other).len()), (&json!("ok"), 1), "{run}");
-    let left = files(&shelf.dumps()).into_iter().find(|name| list(&other)[0]["name"] != name.as_str());
-    let left = left.expect("a folder that was never finished");
-    done(&other, "backup");
-    assert!(files(&shelf.dumps()).contains(&left), "a run may still be writing it");
-    // A day later nobody is.
-    let old = format!("20200101T000000Z{}", &left[16..]);
-    std::fs::rename(shelf.dumps().join(&left), shelf.dumps().join(&old)).unwrap();
-    std::fs::create_dir(shelf.dumps().join("somebody-elses")).unwrap();
+    let listed = |daemon: &Daemon| -> Vec<String> {
+        let mut names: Vec<_> =
+            list(daemon).iter().map(|item| item["name"].as_str().unwrap().to_owned()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(files(&shelf.dumps()), listed(&other), "what the run before had left was cleared");
+    // What nobody knows of is left alone, as long as a run may still be writing it.
+    let folder = |name: &str| shelf.dumps().join(name);
+    let hours_ago = |hours: i64| {
+        let name = format!(
+            "SELECT to_char(now() AT TIME ZONE 'UTC' - interval '{hours} hours', 'YYYYMMDD\"T\"HH24MISS\"Z\"')"
+        );
+        format!("{}-0123abcd", shelf.world.sql(&name))
+    };
+    let (young, old) = (hours_ago(11), hours_ago(14));
+    for name in [&young, &old, "somebody-elses"] {
+        std::fs::create_dir(folder(name)).unwrap();
+        std::fs::write(folder(name).join("dump#1"), "PGDMP").unwrap();
+    }
     done(&other, "backup");
     let there = files(&shelf.dumps());
-    assert!(!there.contains(&old) && there.contains(&"somebody-elses".to_owned()), "{there:?}");
-    assert_eq!(list(&other).len(), 3);
+    assert!(!there.contains(&old) && there.contains(&young), "{there:?}");
+    assert!(there.contains(&"somebody-elses".to_owned()), "{there:?}");
+    assert_eq!(list(&other).len(), 2);
 }
 
 #[test]
@@ -218,6 +236,87 @@ fn a_destination_that_is_full_or_shut_fails_the_run() {
     let daemon = shelf.start("");
     done(&daemon, "backup");
     assert_eq!(daemon.ok("system.health", json!({}))["status"], "ok");
+}
+
+#[test]
+fn a_dump_that_is_not_listed_yet_is_no_dump_when_its_daemon_is_killed() {
+    let (keyring, gate) = Store::s3().gated();
+    let shelf = Shelf::new();
+    let lines = shelf.config.lines().filter(|line| !line.starts_with("keyring.backup"));
+    let config: String = lines.map(|line| format!("{line}\n")).collect();
+    let more = "jobs.keyring_backup.enabled = false\n";
+    let config = format!("{config}keyring.backup = \"{}\"\n{}{more}", keyring.url, keyring.config);
+    let daemon = shelf.world.start_with(&config);
+    fill(&daemon, 2);
+    gate.set(Passage::Mute);
+    begin(&daemon);
+    let name = wait_for("a dump without its manifest", || {
+        files(&shelf.dumps()).into_iter().find(|name| shelf.files(name) == ["dump"])
+    });
+    assert!(list(&daemon).is_empty(), "the keys of its time are not stored yet");
+    daemon.signal(Signal::SIGKILL);
+    drop(daemon);
+    gate.set(Passage::Open);
+    shelf.forget_run();
+    let daemon = shelf.world.start_with(&config);
+    assert!(list(&daemon).is_empty());
+    done(&daemon, "backup");
+    assert_eq!(list(&daemon).len(), 1);
+    assert!(!files(&shelf.dumps()).contains(&name), "it was cleared");
+}
+
+#[test]
+fn a_postgresql_that_is_away_is_dumped_when_it_is_back() {
+    let cluster = Cluster::own(&[]);
+    let shelf = Shelf::of(World::on(&cluster));
+    let every = "[jobs.backup]\nschedule = \"*/3 * * * * *\"\n";
+    let daemon = shelf.start(every);
+    fill(&daemon, 1);
+    let dumps = |more: usize| {
+        let before = list(&daemon).len();
+        wait_for("dumps", || (list(&daemon).len() >= before + more).then_some(()));
+    };
+    dumps(1);
+    cluster.down();
+    let then = std::time::Instant::now() + std::time::Duration::from_secs(8);
+    wait_for("due times that pass", || (std::time::Instant::now() > then).then_some(()));
+    cluster.up();
+    daemon.wait_ready();
+    dumps(2);
+    daemon.stop();
+    let twice = "SELECT count(*) FROM (SELECT FROM job_runs WHERE name = 'backup' GROUP BY due_at HAVING count(*) > 1) x";
+    assert_eq!(shelf.world.sql(twice), "0");
+    let gap = "SELECT max(gap) > interval '5 seconds' FROM (SELECT due_at - lag(due_at) OVER (ORDER BY due_at) AS gap \
+        FROM job_runs WHERE name = 'backup') x";
+    assert_eq!(shelf.world.sql(gap), "t", "of what was missed, the latest alone is made up for");
+    let ok = "SELECT count(*) FROM job_runs WHERE name = 'backup' AND state = 'ok'";
+    let daemon = shelf.start("");
+    assert!(list(&daemon).len() >= shelf.world.sql(ok).parse().unwrap());
+    for item in list(&daemon) {
+        let config = daemon.config.to_str().unwrap();
+        let name = item["name"].as_str().unwrap();
+        assert!(sidekeep(&["--config", config, "backup", "verify", name]).status.success());
+    }
+}
+
+#[test]
+fn a_postgresql_that_crashes_under_a_dump_leaves_nothing() {
+    let cluster = Cluster::own(&[]);
+    let shelf = Shelf::of(World::on(&cluster));
+    let daemon = shelf.start("");
+    fill(&daemon, 1);
+    let held = Held::back(&shelf.world, "user_profiles");
+    let run = begin(&daemon);
+    child(&daemon);
+    cluster.crash();
+    cluster.up();
+    drop(held);
+    daemon.wait_ready();
+    let run = ended(&daemon, &run);
+    assert_eq!(run["state"], "failed", "{run}");
+    assert!(list(&daemon).is_empty() && files(&shelf.dumps()).is_empty());
+    done(&daemon, "backup");
+    assert_eq!(list(&daemon).len(), 1);
 }
 
 #[test]
@@ -300,6 +399,12 @@ fn dumps_rotate_once_a_newer_one_is_proved() {
     };
     assert_eq!(day(&erased["body"]["backups_gone_after"]), 9, "{erased}");
     assert_eq!(erased["body"]["physical_copies_gone_after"], "unknown");
+    // What nobody proves stays, and so no day is promised.
+    shelf.world.sql("UPDATE backup_policy SET proved_at = now() - interval '10 days'");
+    fill(&daemon, 1);
+    let erased = daemon.ok("subject.erase", json!({ "user_id": "u0", "reason": "request" }));
+    assert_eq!(erased["body"]["backups_gone_after"], "unknown");
+    done(&daemon, "drill");
     daemon.stop();
     // Another daemon, which makes no dumps itself, says the same, and what is declared to it.
     let daemon = shelf.world.start_with("backup.physical_retention = \"30d\"\n");
@@ -307,4 +412,23 @@ fn dumps_rotate_once_a_newer_one_is_proved() {
     let erased = daemon.ok("subject.erase", json!({ "user_id": "u0", "reason": "request" }));
     assert_eq!(day(&erased["body"]["backups_gone_after"]), 9);
     assert_eq!(day(&erased["body"]["physical_copies_gone_after"]), 30);
+    daemon.stop();
+
+    // What a certificate says is gone goes, whatever is kept since.
+    let daemon = shelf.start("");
+    let oldest = list(&daemon).pop().unwrap()["name"].as_str().unwrap().to_owned();
+    let days_ago = shelf.world.sql(
+        "SELECT to_char(now() AT TIME ZONE 'UTC' - interval '3 days', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')",
+    );
+    sign_again(&shelf, &oldest, |body| body["snapshot_at"] = json!(days_ago));
+    done(&daemon, "backup");
+    done(&daemon, "drill");
+    assert_eq!(done(&daemon, "backup")["kept"], 3, "the last of its day, the proved one, and the newest");
+    shelf.world.sql(
+        "INSERT INTO subject_erasures (subject_id, erased_at, reason, entry_id, certificate_id, certificate) \
+         SELECT 7, now() - interval '1 day', reason, 'other', 'other', \
+         jsonb_set(certificate, '{body,backups_gone_after}', to_jsonb('2026-01-01'::text)) FROM subject_erasures LIMIT 1",
+    );
+    assert_eq!(done(&daemon, "backup")["pruned"], 1);
+    assert!(!shelf.dumps().join(oldest).exists());
 }

@@ -8,7 +8,7 @@ use sidekeep::audit::document::canonical;
 use sidekeep::keyring::SigningKey;
 
 use crate::backup::{Shelf, done, failed, files, fill, list, manifest};
-use crate::support::{Cluster, Daemon, sidekeep, sql};
+use crate::support::{Cluster, Daemon, World, sidekeep, sql, wait_for};
 
 fn newest(daemon: &Daemon) -> Value {
     list(daemon).remove(0)
@@ -20,7 +20,7 @@ fn sha256(path: &Path) -> String {
 }
 
 /// Signs a manifest again that was changed, as only who has the signing key can.
-fn sign_again(shelf: &Shelf, name: &str, change: impl FnOnce(&mut Value)) {
+pub fn sign_again(shelf: &Shelf, name: &str, change: impl FnOnce(&mut Value)) {
     use base64::Engine as _;
     let encode = |bytes: &[u8]| base64::engine::general_purpose::STANDARD.encode(bytes);
     let path = shelf.dumps().join(name).join("manifest.json");
@@ -99,6 +99,139 @@ fn a_dump_is_proved_on_a_server_that_is_named() {
     assert!(newest(&daemon)["proved_at"].is_string());
     let left = "SELECT count(*) FROM pg_database WHERE datname ~ '^sidekeep_drill_'";
     assert_eq!(sql(&cluster.owner_url("postgres"), left), "0");
+}
+
+#[test]
+fn a_drill_on_a_server_that_is_named_removes_what_one_that_was_killed_has_left() {
+    let cluster = Cluster::own(&[]);
+    let shelf = Shelf::of(World::on(&cluster));
+    cluster.execute("CREATE ROLE driller LOGIN CREATEDB");
+    let file = shelf.world.path("drill-url");
+    let url = cluster.url("driller", "postgres");
+    std::fs::write(&file, &url).unwrap();
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let named = format!("backup.drill_url = {file:?}\njobs.enabled = false\n");
+    let daemon = shelf.start(&named);
+    fill(&daemon, 3);
+    done(&daemon, "backup");
+    let owner = cluster.owner_url("postgres");
+    let begun = daemon.ok("job.run", json!({ "name": "drill", "wait": "0s" }));
+    assert_eq!(begun["state"], "running");
+    let left = wait_for("a database of the drill", || {
+        let name = sql(
+            &owner,
+            "SELECT d.datname FROM pg_database d JOIN pg_stat_activity a ON a.datid = d.oid \
+            WHERE d.datname ~ '^sidekeep_drill_' LIMIT 1",
+        );
+        (!name.is_empty()).then_some(name)
+    });
+    daemon.signal(nix::sys::signal::Signal::SIGKILL);
+    drop(daemon);
+    wait_for("the end of what it had begun", || {
+        let busy = format!("SELECT count(*) FROM pg_stat_activity WHERE datname = '{left}'");
+        (sql(&owner, &busy) == "0").then_some(())
+    });
+    // Two hours later, while somebody else is at work beside it.
+    let old = |end: &str| format!("sidekeep_drill_{}_{end}", chrono::Utc::now().timestamp() - 7200);
+    let busy = old("0123456789ab");
+    sql(&owner, &format!("ALTER DATABASE {left} RENAME TO {}", old("ba9876543210")));
+    sql(&url, &format!("CREATE DATABASE {busy}"));
+    let mut working = Command::new("psql")
+        .args([cluster.url("driller", &busy).as_str(), "-qc", "SELECT pg_sleep(600)"])
+        .spawn()
+        .unwrap();
+    wait_for("somebody else", || {
+        let there = format!("SELECT count(*) FROM pg_stat_activity WHERE datname = '{busy}'");
+        (sql(&owner, &there) == "1").then_some(())
+    });
+    shelf.forget_run();
+    let daemon = shelf.start(&named);
+    assert_eq!(newest(&daemon)["proved_at"], Value::Null);
+    done(&daemon, "drill");
+    assert!(newest(&daemon)["proved_at"].is_string());
+    let there = "SELECT string_agg(datname, ',') FROM pg_database WHERE datname ~ '^sidekeep_drill_'";
+    assert_eq!(sql(&owner, there), busy);
+    working.kill().unwrap();
+    working.wait().unwrap();
+}
+
+#[test]
+fn a_drill_that_is_killed_leaves_what_the_next_one_removes() {
+    let shelf = Shelf::new();
+    let scratch = shelf.world.path("scratch");
+    std::fs::create_dir(&scratch).unwrap();
+    let environment = format!("export TMPDIR={}", scratch.display());
+    let daemon = shelf.start_after(&environment, "");
+    fill(&daemon, 2);
+    done(&daemon, "backup");
+    assert_eq!(daemon.ok("job.run", json!({ "name": "drill", "wait": "0s" }))["state"], "running");
+    let pid = wait_for("the server of the drill", || {
+        let folder = files(&scratch).into_iter().find(|name| name.starts_with("sidekeep-drill-"))?;
+        let found = Command::new("find")
+            .arg(scratch.join(folder))
+            .args(["-name", "postmaster.pid"])
+            .output()
+            .unwrap();
+        let path = String::from_utf8(found.stdout).unwrap().lines().next()?.to_owned();
+        std::fs::read_to_string(path).ok()?.lines().next()?.parse::<i32>().ok()
+    });
+    daemon.signal(nix::sys::signal::Signal::SIGKILL);
+    drop(daemon);
+    wait_for("the end of its server", || (!Path::new(&format!("/proc/{pid}")).exists()).then_some(()));
+    shelf.forget_run();
+    let left = files(&scratch);
+    assert!(!left.is_empty());
+    // A while later.
+    for name in &left {
+        assert!(
+            Command::new("touch")
+                .args(["-d", "1 hour ago"])
+                .arg(scratch.join(name))
+                .status()
+                .unwrap()
+                .success()
+        );
+    }
+    let daemon = shelf.start_after(&environment, "");
+    assert_eq!(newest(&daemon)["proved_at"], Value::Null);
+    done(&daemon, "drill");
+    assert!(files(&scratch).is_empty(), "{:?}", files(&scratch));
+}
+
+#[test]
+fn a_dump_of_another_schema_is_migrated_or_left_to_a_later_version() {
+    let shelf = Shelf::new();
+    let daemon = shelf.start("");
+    fill(&daemon, 2);
+    done(&daemon, "backup");
+    let name = newest(&daemon)["name"].as_str().unwrap().to_owned();
+    daemon.stop();
+    let migrations = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations");
+    let newest_migration = files(&migrations).pop().unwrap();
+    let step = |way: &str| {
+        let text = std::fs::read_to_string(migrations.join(&newest_migration).join(way)).unwrap();
+        shelf.world.sql(&format!("SET search_path = sidekeep, pg_catalog; {text}"));
+    };
+    let version = manifest(&shelf, &name)["schema_version"].as_str().unwrap().to_owned();
+    step("down.sql");
+    shelf.world.sql(&format!("DELETE FROM __diesel_schema_migrations WHERE version = '{version}'"));
+    let older = shelf.world.sql("SELECT max(version) FROM __diesel_schema_migrations");
+    assert!(older < version);
+    dump_again(&shelf, &name, |body| {
+        (body["tables"], body["audit"]) = (counts(&shelf, &name), heads(&shelf));
+        body["schema_version"] = json!(older);
+    });
+    step("up.sql");
+    shelf.world.sql(&format!("INSERT INTO __diesel_schema_migrations (version) VALUES ('{version}')"));
+    let daemon = shelf.start("jobs.enabled = false\n");
+    done(&daemon, "drill");
+    assert!(newest(&daemon)["proved_at"].is_string());
+    sign_again(&shelf, &name, |body| body["schema_version"] = json!("29991231000000"));
+    let said = failed(&daemon, "drill");
+    assert!(said.contains("a later one") && said.contains("29991231000000"), "{said}");
+    sign_again(&shelf, &name, |body| body["schema_version"] = json!(version));
+    assert!(failed(&daemon, "drill").contains("its schema is not the one of its manifest"));
 }
 
 #[test]

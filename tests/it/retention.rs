@@ -204,6 +204,11 @@ fn evidence_and_requests_outlive_their_person_and_go_when_their_time_has_come() 
         world.sql("SELECT (SELECT count(*) FROM consent_evidence), string_agg(id, ',') FROM requests"),
         "0|open"
     );
+    // The tombstone is what its certificate says again.
+    world.sql(
+        "SET session_replication_role = replica; \
+         UPDATE subject_erasures SET erased_at = (certificate #>> '{body,erased_at}')::timestamptz",
+    );
     assert_intact(&daemon);
 }
 
@@ -364,7 +369,9 @@ fn old_runs_go_and_the_last_of_each_job_stays() {
     run_as_foreseen(&daemon);
     let left = world.sql("SELECT count(*), bool_or(dry_run) FROM job_runs WHERE name = 'partitions'");
     assert_eq!(left, "1|f");
-    assert_eq!(daemon.ok("job.list", json!({}))["items"][1]["last_run"]["state"], "ok");
+    let jobs = daemon.ok("job.list", json!({}));
+    let job = jobs["items"].as_array().unwrap().iter().find(|job| job["name"] == "partitions").unwrap();
+    assert_eq!(job["last_run"]["state"], "ok", "{job}");
 }
 
 #[test]

@@ -14,7 +14,6 @@ use diesel::sql_types::Timestamptz;
 use diesel_async::RunQueryDsl;
 use tokio_util::sync::CancellationToken;
 
-use super::child;
 use super::fetch::{Identities, fetch};
 use super::manifest::Manifest;
 use super::proof::{FORMAT, Proof};
@@ -22,6 +21,7 @@ use super::run::program;
 use super::shelf::{Dump, Shelf, Unread};
 use super::snapshot::{self, Contents};
 use super::verify::major;
+use super::{child, policy};
 use crate::audit::document::Signed;
 use crate::audit::verify::{Break, Range, Scope};
 use crate::config::Config;
@@ -29,7 +29,7 @@ use crate::error::{Error, Result};
 use crate::objects::Trouble;
 use crate::records::{Records, consent};
 use crate::store::libpq::Libpq;
-use crate::store::{Deadline, Pinned, Store};
+use crate::store::{Deadline, Pinned, Store, migrations};
 use scratch::Scratch;
 
 /// Who stands in for the keyring: the deployment itself, and everybody whom a table names and no tombstone does.
@@ -44,6 +44,15 @@ const STAND_INS: &str = "DO $$ DECLARE c record; BEGIN \
             AND NOT EXISTS (SELECT FROM sidekeep.subjects s WHERE s.subject_id = r.%1$I) \
             AND NOT EXISTS (SELECT FROM sidekeep.subject_erasures e WHERE e.subject_id = r.%1$I)', c.attname, c.relname); \
     END LOOP; END $$";
+
+/// Migrations grant to it.
+const ROLE: &str = "DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'sidekeep_app') THEN \
+    CREATE ROLE sidekeep_app; END IF; END $$";
+
+/// Of our tables alone: PostgreSQL warns who may not analyze all of them, and a warning is never a success.
+const ANALYZE: &str = "DO $$ DECLARE t oid; BEGIN FOR t IN SELECT c.oid FROM pg_class c \
+    WHERE c.relnamespace = 'sidekeep'::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition LOOP \
+    EXECUTE format('ANALYZE %s', t::regclass); END LOOP; END $$";
 
 /// What a drill has done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,10 +86,11 @@ pub async fn run(records: &Records, config: &Config, deadline: &Deadline) -> Res
                 entries: done.entries,
             };
             shelf.prove(&Signed::sign(records.log(), proof)?).await?;
+            policy::proved(records.store(), dump.manifest.snapshot_at.utc(), deadline).await?;
             Ok(done)
         }
         Err(error) => {
-            if matches!(error, Error::Tampered { .. }) && dump.proof.is_some() {
+            if matches!(error, Error::Tampered { .. }) {
                 shelf.disprove(&name).await?;
             }
             Err(error)
@@ -101,6 +111,10 @@ async fn newest(shelf: &Shelf) -> Result<Dump> {
     Err(Error::conflict("there is no dump yet; make one with `sidekeep backup`"))
 }
 
+fn late() -> Error {
+    Error::unavailable("the drill was not done in time")
+}
+
 async fn now(store: &Store, deadline: &Deadline) -> Result<DateTime<Utc>> {
     let asked = store.single(deadline, "backup.drill.now", async |connection| {
         Ok(diesel::select(sql::<Timestamptz>("clock_timestamp()")).get_result(connection).await?)
@@ -115,6 +129,15 @@ async fn try_out(
     deadline: &Deadline,
 ) -> Result<Done> {
     let identities = identities(config, manifest)?;
+    if migrations::known().last().is_none_or(|newest| manifest.schema_version > *newest) {
+        return Err(Error::conflict(format!(
+            "the newest dump was made by sidekeep {}, whose schema ({}) this one ({}) does not know; try it out with that \
+             version or a later one",
+            manifest.sidekeep_version,
+            manifest.schema_version,
+            env!("CARGO_PKG_VERSION")
+        )));
+    }
     let least = major(&manifest.server_version).max(major(&manifest.pg_dump_version));
     let restorer = program("pg_restore", major(&manifest.pg_dump_version)).await?;
     let scratch = Scratch::open(config, least, records.store().tracker(), deadline).await?;
@@ -168,7 +191,8 @@ impl Trial<'_> {
         let store = self.scratch.store(tracker, &watching)?;
         self.execute(&store, STAND_INS, deadline).await?;
         self.restore("post-data", deadline).await?;
-        self.execute(&store, "ANALYZE", deadline).await?;
+        self.migrate(&store, deadline).await?;
+        self.execute(&store, ANALYZE, deadline).await?;
         let entries = self.verify(store, deadline).await?;
         Ok(Done { rows: contents.tables.values().sum(), entries })
     }
@@ -192,6 +216,21 @@ impl Trial<'_> {
             }
             Err(why) => Err(self.broken(format!("{section}: {why}"))),
         }
+    }
+
+    /// Brings the schema of a dump from before an upgrade to what this sidekeep verifies, as a restore would.
+    async fn migrate(&self, store: &Store, deadline: &Deadline) -> Result<()> {
+        if migrations::known().last() == Some(&self.manifest.schema_version) {
+            return Ok(());
+        }
+        let failed = |why: String| {
+            Error::conflict(format!("the schema of the dump cannot be brought up to date: {why}"))
+        };
+        let role = self.execute(store, ROLE, deadline).await;
+        role.map_err(|error| failed(crate::error::chain(&error)))?;
+        let (tracker, scratch) = (self.records.store().tracker(), self.scratch);
+        let applied = deadline.run(migrations::apply(scratch.database(), scratch.url(), tracker)).await;
+        applied.map_err(|_| late())?.map(drop).map_err(|error| failed(error.to_string()))
     }
 
     /// What was restored is what the snapshot held.

@@ -1,5 +1,6 @@
 //! Where a dump is tried out: a folder, and in it a private PostgreSQL, or a database on a server that the operator names. Both
-//! go with it; what a process that was killed has left, the next drill removes.
+//! go with it; what a process that was killed has left, the next drill removes: a folder that nobody holds a lock on, a
+//! database that nobody is connected to, for whoever works in one does.
 
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -8,8 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::rand;
+use diesel::dsl::sql;
 use diesel::prelude::QueryableByName;
-use diesel::sql_types::Text;
+use diesel::sql_types::{Int4, Text};
 use diesel_async::RunQueryDsl;
 use nix::fcntl::{Flock, FlockArg};
 use tokio_util::sync::CancellationToken;
@@ -18,11 +20,11 @@ use zeroize::Zeroizing;
 
 use crate::audit::merkle::hex;
 use crate::config::{self, Config, Database};
-use crate::durable;
 use crate::error::{Error, Result};
 use crate::store::private::{Options, Private, SUPERUSER};
 use crate::store::programs::Program;
-use crate::store::{Deadline, Store};
+use crate::store::{Deadline, Pinned, Store};
+use crate::{clock, durable};
 
 /// What the folders and databases of drills are called.
 const FOLDER: &str = "sidekeep-drill-";
@@ -64,7 +66,13 @@ pub(super) struct Scratch {
 #[derive(Debug)]
 enum Server {
     Private(Private),
-    Other { store: Arc<Store>, name: String, _lock: Flock<File>, watching: CancellationToken },
+    Other {
+        store: Arc<Store>,
+        name: String,
+        _lock: Flock<File>,
+        watching: CancellationToken,
+        stay: Box<Pinned>,
+    },
 }
 
 impl Scratch {
@@ -95,7 +103,7 @@ impl Scratch {
         let mut scratch = Self { directory, url: Zeroizing::default(), database, server: None };
         match url {
             None => scratch.start(least).await?,
-            Some(url) => scratch.create(&url, &random, tracker, deadline).await?,
+            Some(url) => scratch.create(&url, (&random, least), tracker, deadline).await?,
         }
         Ok(scratch)
     }
@@ -143,7 +151,7 @@ impl Scratch {
     async fn create(
         &mut self,
         url: &str,
-        random: &str,
+        (random, least): (&str, u32),
         tracker: &TaskTracker,
         deadline: &Deadline,
     ) -> Result<()> {
@@ -154,9 +162,16 @@ impl Scratch {
             .map_err(|error| Error::unavailable(format!("{}: {error}", self.directory.display())))?;
         let watching = CancellationToken::new();
         let store = observed(&self.database, url, tracker, &watching)?;
+        // Where this fails, nobody watches any more.
+        let watching = watching.drop_guard();
+        let major = u32::try_from(major(&store, deadline).await?).map_err(Error::internal)?;
+        if major < least {
+            return Err(Error::conflict(format!(
+                "backup.drill_url: the server is PostgreSQL {major}, and the dump needs {least}: name one that is not older"
+            )));
+        }
         drop_left(&store, deadline).await;
-        let name = format!("{DATABASE}{random}");
-        self.server = Some(Server::Other { store: store.clone(), name: name.clone(), _lock: lock, watching });
+        let name = format!("{DATABASE}{}_{random}", clock::now().utc().timestamp());
         let statement = format!("CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8'");
         execute(&store, &statement, deadline).await.map_err(|error| {
             Error::unavailable(format!(
@@ -165,18 +180,25 @@ impl Scratch {
             ))
         })?;
         self.url = config::with_database(url, &name);
+        // From here on somebody is connected to it.
+        let stay = match Pinned::begin(&self.database, &self.url, tracker, deadline).await {
+            Ok(stay) => Box::new(stay),
+            Err(error) => {
+                drop_database(&store, &name).await;
+                return Err(error);
+            }
+        };
+        let watching = watching.disarm();
+        self.server = Some(Server::Other { store, name, _lock: lock, watching, stay });
         Ok(())
     }
 
     /// Drops the database, and removes the folder.
     pub(super) async fn close(mut self) {
         match self.server.take() {
-            Some(Server::Other { store, name, watching, .. }) => {
-                let deadline = Deadline::after(PATIENCE, CancellationToken::new());
-                let statement = format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)");
-                if let Err(error) = execute(&store, &statement, &deadline).await {
-                    tracing::warn!(name, error = %crate::error::chain(&error), "the database of a drill is left over");
-                }
+            Some(Server::Other { store, name, watching, stay, .. }) => {
+                drop(stay);
+                drop_database(&store, &name).await;
                 watching.cancel();
             }
             Some(Server::Private(private)) => drop(tokio::task::spawn_blocking(move || drop(private)).await),
@@ -200,6 +222,8 @@ impl Drop for Scratch {
             if let Err(error) = ended {
                 tracing::warn!(%error, "a drill has left its folder; the next one removes it");
             }
+        } else {
+            remove(&directory);
         }
     }
 }
@@ -234,18 +258,40 @@ async fn execute(store: &Store, statement: &str, deadline: &Deadline) -> Result<
     done.await
 }
 
-/// Drops databases of drills that nobody is connected to.
+async fn major(store: &Store, deadline: &Deadline) -> Result<i32> {
+    let asked = store.single(deadline, "backup.drill.version", async |connection| {
+        let number = sql::<Int4>("current_setting('server_version_num')::int / 10000");
+        Ok(diesel::select(number).get_result(connection).await?)
+    });
+    asked.await
+}
+
+async fn drop_database(store: &Store, name: &str) {
+    let deadline = Deadline::after(PATIENCE, CancellationToken::new());
+    let statement = format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)");
+    if let Err(error) = execute(store, &statement, &deadline).await {
+        tracing::warn!(name, error = %crate::error::chain(&error), "the database of a drill is left over");
+    }
+}
+
+/// Drops databases of drills that nobody is connected to. One that was made just now may be somebody's who will be.
 async fn drop_left(store: &Store, deadline: &Deadline) {
-    const LEFT: &str = "SELECT d.datname::text AS name FROM pg_database d WHERE d.datname ~ '^sidekeep_drill_[0-9a-f]{12}$' \
-        AND NOT EXISTS (SELECT FROM pg_stat_activity a WHERE a.datid = d.oid) \
-        AND (pg_stat_file('base/' || d.oid || '/PG_VERSION', true)).modification < now() - interval '1 day'";
+    const LEFT: &str = "SELECT d.datname::text AS name FROM pg_database d WHERE d.datname ~ '^sidekeep_drill_[0-9]{10,11}_[0-9a-f]{12}$' \
+        AND to_timestamp(split_part(d.datname, '_', 3)::bigint) NOT BETWEEN now() - interval '1 hour' AND now() + interval '1 hour' \
+        AND pg_has_role(d.datdba, 'MEMBER') AND NOT EXISTS (SELECT FROM pg_stat_activity a WHERE a.datid = d.oid)";
     let left = store.single(deadline, "backup.drill.left", async |connection| {
         Ok(diesel::sql_query(LEFT).load::<Left>(connection).await?)
     });
-    // A role that may not look has to be content with what it finds by itself.
-    for Left { name } in left.await.unwrap_or_default() {
-        if let Err(error) = execute(store, &format!("DROP DATABASE IF EXISTS {name}"), deadline).await {
-            tracing::warn!(name, error = %crate::error::chain(&error), "the database of an older drill is left over");
+    let left = left.await.unwrap_or_else(|error| {
+        tracing::warn!(error = %crate::error::chain(&error), "what older drills have left is not looked for");
+        Vec::new()
+    });
+    for Left { name } in left {
+        match execute(store, &format!("DROP DATABASE IF EXISTS {name}"), deadline).await {
+            Ok(()) => tracing::info!(name, "the database of a drill that was killed was dropped"),
+            Err(error) => {
+                tracing::warn!(name, error = %crate::error::chain(&error), "the database of an older drill is left over");
+            }
         }
     }
 }

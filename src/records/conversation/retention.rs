@@ -9,6 +9,7 @@ use diesel_async::RunQueryDsl;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
+use crate::audit::{By, Staged};
 use crate::error::{Error, Result};
 use crate::keyring::Subject;
 use crate::records::Records;
@@ -136,7 +137,7 @@ impl Kind for Conversations<'_> {
             // Where nothing went, everything was there to be removed.
             batch.stuck = if batch.more { 0 } else { difference(taken.len(), 0) };
             for subject in &subjects {
-                self.enter(tx, retiring, subject, (&taken, &messages, &gone), &mut batch).await?;
+                batch.entries.extend(self.enter(tx, retiring, subject, (&taken, &messages, &gone)).await?);
             }
             Ok(batch)
         }
@@ -152,8 +153,7 @@ impl Conversations<'_> {
         retiring: &Retiring<'_>,
         subject: &Subject,
         (taken, messages, gone): (&[Due], &[Gone], &[Due]),
-        batch: &mut Batch,
-    ) -> Result<()> {
+    ) -> Result<Option<(By, Staged)>> {
         let theirs: BTreeSet<&str> =
             taken.iter().filter(|due| due.subject_id == subject.id).map(|due| due.id.as_str()).collect();
         let messages: BTreeMap<&str, i64> = messages
@@ -163,15 +163,14 @@ impl Conversations<'_> {
             .collect();
         let gone: Vec<&str> =
             gone.iter().filter(|due| due.subject_id == subject.id).map(|due| due.id.as_str()).collect();
-        let Some(first) = gone.iter().chain(messages.keys()).next() else { return Ok(()) };
+        let Some(first) = gone.iter().chain(messages.keys()).next() else { return Ok(None) };
         let by = retiring.by("conversation", *first);
         by.tells("conversations", gone.len());
         by.tells("messages", messages.values().fold(0_i64, |sum, number| sum.saturating_add(*number)));
         let told = serde_json::json!({ "conversations": gone, "messages": messages });
         by.tell(Json::trusted(told.to_string()).ok_or_else(|| Error::internal("no JSON"))?);
         let staged = self.0.log().stage(tx, &by, subject).await?;
-        batch.entries.push((by, staged));
-        Ok(())
+        Ok(Some((by, staged)))
     }
 }
 

@@ -210,6 +210,10 @@ pub(super) struct VerificationReport {
 struct JobReport {
     /// Whether this daemon runs it when it is due.
     enabled: bool,
+    /// The key of the configuration that has to be set before it can run here; null where none is missing.
+    missing_key: Option<&'static str>,
+    /// The run that is going on, and how far it is.
+    running: Option<JobRun>,
     /// The last run that ended and was no dry run.
     last_run: Option<JobRun>,
     /// How long ago that was.
@@ -368,11 +372,13 @@ pub(super) fn verification(call: &Call) -> VerificationReport {
 }
 
 fn job_reports(call: &Call) -> BTreeMap<&'static str, JobReport> {
-    let mut ended = call.calls.jobs().ended();
+    let (mut ended, mut running) = (call.calls.jobs().ended(), call.calls.jobs().running());
     let report = |job: &Job| {
         let last = ended.remove(job.name);
         let report = JobReport {
             enabled: job.is_enabled(&call.app.config),
+            missing_key: job.missing_key(&call.app.config),
+            running: running.remove(job.name),
             age_seconds: last.as_ref().map(|last| last.age().as_secs()),
             last_run: last.map(|last| last.run),
         };

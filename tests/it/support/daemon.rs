@@ -147,6 +147,17 @@ impl World {
         daemon
     }
 
+    /// Starts a daemon whose clocks, also the one that never goes back, are as far off as a file says, as in `+7h`.
+    pub fn start_by_clock(&self, file: &Path, more: &str) -> Daemon {
+        let (config, socket) = self.configure(more);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sidekeep"));
+        command.env("LD_PRELOAD", super::libfaketime()).env("FAKETIME_TIMESTAMP_FILE", file);
+        command.env("FAKETIME_NO_CACHE", "1");
+        let daemon = Daemon::run(command, &config, &socket);
+        daemon.wait_ready();
+        daemon
+    }
+
     /// A query as the owner of the tables.
     pub fn sql(&self, query: &str) -> String {
         sql(&self.owner_url, query)

@@ -14,9 +14,8 @@ pub enum Passage {
     Open,
     /// Each connection is cut at once.
     Refused,
-    /// They are taken, and never answered.
-    Mute,
-    /// As [`Passage::Mute`] for a request that writes a name with this in it, and what follows it; others are passed on.
+    /// A request that writes or deletes a name with this in it is taken and never answered, nor what follows it; others are
+    /// passed on.
     MuteAt(&'static str),
     /// Each part of them is late by so many milliseconds.
     Slow(u64),
@@ -74,7 +73,6 @@ fn pass(
             let passage = *now.lock().unwrap();
             match passage {
                 Passage::Open => {}
-                Passage::Mute => continue,
                 Passage::MuteAt(name) => {
                     if !muted && writes(&part[..read]) && line(&part[..read]).contains(name) {
                         muted = true;
@@ -109,9 +107,13 @@ fn pass(
 }
 
 fn writes(request: &[u8]) -> bool {
-    request.starts_with(b"PUT ") || request.starts_with(b"POST ")
+    [&b"PUT "[..], b"POST ", b"DELETE "].iter().any(|method| request.starts_with(method))
 }
 
+/// The first line, with the names as they are: clients of Google's storage write them otherwise.
 fn line(request: &[u8]) -> String {
-    String::from_utf8_lossy(request).lines().next().unwrap_or_default().to_owned()
+    let line = String::from_utf8_lossy(request).lines().next().unwrap_or_default().to_owned();
+    [("%2E", "."), ("%2F", "/"), ("%2D", "-")]
+        .iter()
+        .fold(line, |line, (code, sign)| line.replace(code, sign))
 }
