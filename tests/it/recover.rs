@@ -214,8 +214,11 @@ fn begin(config: &std::path::Path) -> Child {
         .unwrap()
 }
 
+/// A step, and the statement that it is.
+type Step = (&'static str, fn(&str) -> bool);
+
 /// Each durable step of a recovery.
-const STEPS: [(&str, fn(&str) -> bool); 6] = [
+const STEPS: [Step; 6] = [
     ("the keys", |sql| sql.contains("INSERT INTO sidekeep.subjects")),
     ("the deletion", |sql| sql.contains("DELETE FROM sidekeep.subjects")),
     ("the tombstones", |sql| sql.contains("INSERT INTO sidekeep.subject_erasures")),

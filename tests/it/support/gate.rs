@@ -14,6 +14,8 @@ pub enum Passage {
     Open,
     /// Each connection is cut at once.
     Refused,
+    /// They are taken, and never answered.
+    Mute,
     /// A request that writes or deletes a name with this in it is taken and never answered, nor what follows it; others are
     /// passed on.
     MuteAt(&'static str),
@@ -73,6 +75,7 @@ fn pass(
             let passage = *now.lock().unwrap();
             match passage {
                 Passage::Open => {}
+                Passage::Mute => continue,
                 Passage::MuteAt(name) => {
                     if !muted && writes(&part[..read]) && line(&part[..read]).contains(name) {
                         muted = true;
