@@ -46,13 +46,11 @@ const IS_NEWER: &str = " WHERE s.subject_id = p.subject_id AND s.user_id IS NOT 
         IS DISTINCT FROM (p.wrapped_key, p.kek_id, coalesce(s.restricted_at, p.restricted_at))";
 const NEW_HOLD: &str = " WHERE EXISTS (SELECT FROM sidekeep.subjects s WHERE s.subject_id = p.subject_id) \
     AND NOT EXISTS (SELECT FROM sidekeep.legal_holds h WHERE h.id = p.id)";
-const REFUSED: &str =
-    " ON CONFLICT (digest) DO UPDATE SET refused_until = greatest(subject_refusals.refused_until, EXCLUDED.refused_until)";
+const REFUSED: &str = " ON CONFLICT (digest) DO UPDATE SET refused_until = greatest(subject_refusals.refused_until, EXCLUDED.refused_until)";
 const SHARD: &str = "UPDATE sidekeep.keyring_shards SET generation = greatest(generation, $2) + 1, stored = 0, sealed_under = NULL, \
     kek_ids = '{}', raised_at = coalesce(raised_at, clock_timestamp()) WHERE shard = $1";
 const WRITE: &str = "INSERT INTO sidekeep.keyring_writes (id, object) VALUES ($1, $2) ON CONFLICT DO NOTHING";
-const WHOLE: &str =
-    "UPDATE sidekeep.keyring_backups SET generation = greatest(generation, $1) + 1, stored = 0, destination = $2";
+const WHOLE: &str = "UPDATE sidekeep.keyring_backups SET generation = greatest(generation, $1) + 1, stored = 0, destination = $2";
 const ABOUT: &str = "SELECT greatest((SELECT max(recorded_at) FROM sidekeep.audit_logs WHERE recorded_at <= $1), \
     (SELECT max(begun_at) FROM sidekeep.keyring_writes WHERE begun_at <= $1)) AS last, \
     (SELECT count(*) FROM sidekeep.legal_holds WHERE released_at IS NULL) AS holds";
@@ -230,7 +228,11 @@ async fn count(tx: &mut Connection, part: &Part) -> Result<(Vec<i64>, Tally)> {
         tally.persons = tally.persons.saturating_add(matching(tx, ("subjects", NEW_PERSON), rows).await?);
     }
     // Of persons who come back as well.
-    let known = NEW_HOLD.replacen("EXISTS (SELECT FROM sidekeep.subjects s WHERE s.subject_id = p.subject_id)", "true", 1);
+    let known = NEW_HOLD.replacen(
+        "EXISTS (SELECT FROM sidekeep.subjects s WHERE s.subject_id = p.subject_id)",
+        "true",
+        1,
+    );
     for rows in &part.holds {
         tally.holds = tally.holds.saturating_add(matching(tx, ("legal_holds", &known), rows).await?);
     }

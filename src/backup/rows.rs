@@ -53,14 +53,8 @@ impl Part {
     pub(super) async fn read(ring: &Ring, number: i16) -> Result<Option<Self>> {
         let Some((header, plain)) = ring.shard(number).await? else { return Ok(None) };
         let (erased, empty) = (Vec::new(), Vec::new);
-        let mut part = Self {
-            header,
-            erased,
-            erasures: empty(),
-            subjects: empty(),
-            refusals: empty(),
-            holds: empty(),
-        };
+        let mut part =
+            Self { header, erased, erasures: empty(), subjects: empty(), refusals: empty(), holds: empty() };
         let mut lines = Lines::of(&plain)?;
         loop {
             let some = lines.next(ROWS)?;

@@ -145,7 +145,10 @@ fn show(told: &Told, (accepted, json): (bool, bool)) -> anyhow::Result<()> {
         "the database has lost what is told above, and daemons serve nothing from it; `sidekeep recover --accept-gap` takes it up"
     );
     let breaks = told.log.as_ref().map_or(0, |log| log.breaks.len());
-    anyhow::ensure!(breaks == 0, "the log is broken in {breaks} places; `sidekeep verify --full` tells of each");
+    anyhow::ensure!(
+        breaks == 0,
+        "the log is broken in {breaks} places; `sidekeep verify --full` tells of each"
+    );
     Ok(())
 }
 
@@ -153,9 +156,12 @@ fn lines(told: &Told, accepted: bool) -> Vec<String> {
     let mut lines = Vec::new();
     match &told.keyring {
         None => lines.push(
-            "there is no keyring's backup to compare with: whether somebody was erased since is not known".to_owned(),
+            "there is no keyring's backup to compare with: whether somebody was erased since is not known"
+                .to_owned(),
         ),
-        Some(found) if !found.behind => lines.push("the database has all that the keyring's backup tells".to_owned()),
+        Some(found) if !found.behind => {
+            lines.push("the database has all that the keyring's backup tells".to_owned())
+        }
         Some(found) => lines.extend(of_keyring(found, accepted)),
     }
     if told.gaps.is_empty() && told.publication.state != "off" {
@@ -181,7 +187,9 @@ fn lines(told: &Told, accepted: bool) -> Vec<String> {
 }
 
 fn of_keyring(found: &Recovered, accepted: bool) -> Vec<String> {
-    let time = |at: Option<crate::clock::Timestamp>| at.map_or_else(|| "an unknown time".to_owned(), |at| at.to_string());
+    let time = |at: Option<crate::clock::Timestamp>| {
+        at.map_or_else(|| "an unknown time".to_owned(), |at| at.to_string())
+    };
     let is = if accepted { "were" } else { "are to be" };
     vec![
         format!(

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Destination, Jobs, Period, Recipient, SecretFile};
 
-const DAY: u64 = 24 * 3600;
+const HOUR: u64 = 3600;
+const DAY: u64 = 24 * HOUR;
 /// In days.
 const SHORTEST_MONTH: u64 = 28;
 const LONGEST_MONTH: u64 = 31;
@@ -136,9 +137,9 @@ impl Rhythm {
     }
 }
 
-/// So many days, begun ones too.
+/// So many days, begun ones too, but for the hour by which a clock that changes makes one longer.
 fn days(length: TimeDelta) -> u64 {
-    u64::try_from(length.num_seconds()).unwrap_or_default().div_ceil(DAY).max(1)
+    u64::try_from(length.num_seconds()).unwrap_or_default().saturating_sub(2 * HOUR).div_ceil(DAY).max(1)
 }
 
 /// `[s3]`: how every `s3://` destination is reached.
@@ -161,4 +162,40 @@ pub struct Gs {
     pub endpoint: Option<String>,
     /// The key file of a service account (JSON).
     pub credentials_file: Option<SecretFile>,
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::{DateTime, Utc};
+
+    use super::{Keep, Rhythm};
+    use crate::config::Jobs;
+
+    #[test]
+    fn the_day_follows_the_schedules() {
+        let from: DateTime<Utc> = "2026-11-21T02:00:00Z".parse().unwrap();
+        let keep = Keep { daily: 3, weekly: 0, monthly: 0 };
+        let cases = [
+            // A day, and the drill's week.
+            ("0 2 * * *", "UTC", "0 5 * * 0", "2026-12-02"),
+            ("0 2 * * *", "Europe/Berlin", "0 5 * * 0", "2026-12-02"),
+            ("*/10 * * * *", "UTC", "0 5 * * *", "2026-11-26"),
+            // Over the weekend it is three days.
+            ("0 2 * * 1-5", "UTC", "0 5 * * *", "2026-12-06"),
+            // Rarer than it is looked ahead.
+            ("0 2 29 2 *", "UTC", "0 5 * * *", "2032-05-13"),
+        ];
+        for (backup, zone, drill, last) in cases {
+            let mut jobs = Jobs::default();
+            jobs.backup.schedule = backup.parse().unwrap();
+            jobs.backup.time_zone = zone.parse().unwrap();
+            jobs.drill.schedule = drill.parse().unwrap();
+            let rhythm = Rhythm::of(&jobs, from);
+            assert_eq!(
+                keep.gone_after(from, rhythm).unwrap().to_string(),
+                last,
+                "{backup} {zone} {drill}: {rhythm:?}"
+            );
+        }
+    }
 }

@@ -84,13 +84,7 @@ impl Store {
             .runtime(deadpool::Runtime::Tokio1)
             .build()
             .map_err(|error| connect::ConnectError::Url(error.to_string()))?;
-        Ok(Self {
-            pool,
-            target,
-            acquire_timeout: database.acquire_timeout.duration(),
-            tracker,
-            watch,
-        })
+        Ok(Self { pool, target, acquire_timeout: database.acquire_timeout.duration(), tracker, watch })
     }
 
     /// What was last seen of the server.

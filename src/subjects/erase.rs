@@ -372,8 +372,11 @@ pub fn deletions(keep: bool) -> Vec<String> {
     TABLES.iter().filter_map(statement).collect()
 }
 
+/// A table, and a column of it that names somebody.
+pub type Naming = (&'static str, &'static str);
+
 /// The tables whose rows are of persons who live, and those whose rows outlive them, each with the columns that name somebody.
-pub fn naming() -> (Vec<(&'static str, &'static str)>, Vec<(&'static str, &'static str)>) {
+pub fn naming() -> (Vec<Naming>, Vec<Naming>) {
     let (mut living, mut outliving) = (Vec::new(), Vec::new());
     for table in TABLES.iter().filter(|table| table.name != "subjects") {
         let columns: &[&str] = match table.whose {

@@ -171,7 +171,8 @@ fn a_database_that_was_restored_does_not_put_its_people_back() {
     let refused = daemon.client().err("preferences.get", json!({ "user_id": "ada" }));
     assert!(refused.message.contains("recover --accept-gap"), "{refused:?}");
     let told = wait_for("the run that fails", || {
-        let told = world.sql("SELECT max(error) FROM job_runs WHERE name = 'keyring_backup' AND state = 'failed'");
+        let told =
+            world.sql("SELECT max(error) FROM job_runs WHERE name = 'keyring_backup' AND state = 'failed'");
         (!told.is_empty()).then_some(told)
     });
     assert!(told.contains("sidekeep recover"), "{told}");

@@ -42,16 +42,25 @@ fn check(daemon: &Daemon) -> Value {
 
 fn late_seconds(daemon: &Daemon) -> f64 {
     let text = daemon.ok("system.metrics", json!({}))["text"].as_str().unwrap().to_owned();
-    let line = text.lines().find(|line| line.starts_with("sidekeep_keyring_backup_late_seconds ")).unwrap().to_owned();
+    let line = text
+        .lines()
+        .find(|line| line.starts_with("sidekeep_keyring_backup_late_seconds "))
+        .unwrap()
+        .to_owned();
     line.split(' ').nth(1).unwrap().parse().unwrap()
 }
 
+/// A step, and the statement that it is.
+type Step = (&'static str, fn(&str) -> bool);
+
 /// Each durable step in the database.
-const STEPS: [(&str, fn(&str) -> bool); 5] = [
+const STEPS: [Step; 5] = [
     ("the shard is begun", |sql| sql.contains("INSERT INTO sidekeep.keyring_writes") && sql.contains("$2")),
     ("its mark goes", |sql| sql.contains("DELETE FROM sidekeep.keyring_marks")),
     ("the shard is settled", |sql| sql.contains("SET stored = $2")),
-    ("the count is raised", |sql| sql.contains("UPDATE sidekeep.keyring_backups SET generation = generation + 1")),
+    ("the count is raised", |sql| {
+        sql.contains("UPDATE sidekeep.keyring_backups SET generation = generation + 1")
+    }),
     ("the manifest is settled", |sql| sql.contains("SET stored = greatest(stored, $1)")),
 ];
 
@@ -126,8 +135,12 @@ fn a_destination_that_is_away_is_told_after_a_minute_and_heals_by_itself() {
         assert_eq!(check(&daemon)["status"], "ok", "{passage:?}: the minute is not over");
         // A minute later.
         world.sql("UPDATE keyring_shards SET raised_at = raised_at - interval '70 seconds' WHERE raised_at IS NOT NULL");
-        let told = wait_for("the alarm", || Some(check(&daemon)).filter(|check| check["status"] == "degraded"));
-        assert!(told["message"].as_str().unwrap().contains("not in the keyring's backup"), "{passage:?}: {told}");
+        let told =
+            wait_for("the alarm", || Some(check(&daemon)).filter(|check| check["status"] == "degraded"));
+        assert!(
+            told["message"].as_str().unwrap().contains("not in the keyring's backup"),
+            "{passage:?}: {told}"
+        );
         assert!(late_seconds(&daemon) > 60.0, "{passage:?}");
         // Calls go on.
         make(&daemon, &["carol"]);
@@ -139,7 +152,11 @@ fn a_destination_that_is_away_is_told_after_a_minute_and_heals_by_itself() {
             std::thread::sleep(Duration::from_millis(50));
         }
         assert!(late_seconds(&daemon) == 0.0, "{passage:?}");
-        assert_eq!(world.sql("SELECT count(*) FROM keyring_shards WHERE raised_at IS NOT NULL"), "0", "{passage:?}");
+        assert_eq!(
+            world.sql("SELECT count(*) FROM keyring_shards WHERE raised_at IS NOT NULL"),
+            "0",
+            "{passage:?}"
+        );
     }
 }
 
@@ -151,7 +168,10 @@ fn a_bucket_that_keeps_versions_is_refused_before_a_key_is_in_it() {
         make(&daemon, &["ada"]);
         let done = run(&daemon);
         assert_eq!(done["state"], "failed", "{done}");
-        assert!(done["error"].as_str().unwrap().contains("without versioning, object lock and retention"), "{done}");
+        assert!(
+            done["error"].as_str().unwrap().contains("without versioning, object lock and retention"),
+            "{done}"
+        );
         assert_eq!(world.sql("SELECT count(*) FROM keyring_shards WHERE stored > 0"), "0");
         assert_eq!(world.sql("SELECT count(*) FROM keyring_writes"), "0", "nothing was begun");
         assert_eq!(daemon.ok("system.health", json!({}))["status"], "degraded");
@@ -166,7 +186,8 @@ fn many_erasures_go_into_few_runs_and_none_waits_long() {
     make(&daemon, &users.iter().map(String::as_str).collect::<Vec<_>>());
     make(&daemon, &["last"]);
     run(&daemon);
-    let runs = || world.sql("SELECT count(*) FROM job_runs WHERE name = 'keyring_backup'").parse::<u32>().unwrap();
+    let runs =
+        || world.sql("SELECT count(*) FROM job_runs WHERE name = 'keyring_backup'").parse::<u32>().unwrap();
     let before = runs();
     let began = Instant::now();
     for user in &users {

@@ -107,8 +107,12 @@ fn serves_all_but_bob(world: &World, daemon: &Daemon, owner: &str) {
         assert_eq!(sql(owner, &format!("SELECT count(*) FROM {table}")), "2", "{table}");
     }
     let certificate = sql(owner, "SELECT certificate_id FROM subject_erasures");
-    assert_eq!(client.ok("subject.certificate", json!({ "id": certificate }))["body"]["id"], json!(certificate));
-    let told = "SELECT count(*) FROM audit_logs WHERE action = 'subject.erase' AND labels ? 'sidekeep.restored'";
+    assert_eq!(
+        client.ok("subject.certificate", json!({ "id": certificate }))["body"]["id"],
+        json!(certificate)
+    );
+    let told =
+        "SELECT count(*) FROM audit_logs WHERE action = 'subject.erase' AND labels ? 'sidekeep.restored'";
     assert_eq!(sql(owner, told), "1");
     let verdict = daemon.ok("audit.verify", json!({}));
     assert_eq!((&verdict["verdict"], &verdict["gaps"]), (&json!("intact"), &json!(1)), "{verdict}");
@@ -140,7 +144,11 @@ fn a_physical_copy_from_before_an_erasure_serves_nothing_before_it_was_recovered
     serves_nothing(&daemon);
     let (code, told, said) = command(&daemon.config, &[]);
     let keyring = &told["keyring"];
-    assert_eq!((code, &keyring["behind"], &keyring["erased_again"]), (Some(1), &json!(true), &json!(1)), "{told}");
+    assert_eq!(
+        (code, &keyring["behind"], &keyring["erased_again"]),
+        (Some(1), &json!(true), &json!(1)),
+        "{told}"
+    );
     assert!(said.contains("recover --accept-gap"), "{said}");
     assert_eq!(world.sql("SELECT count(*) FROM subjects WHERE user_id = 'bob'"), "1", "nothing was changed");
     assert_eq!(world.sql("SELECT count(*) FROM subject_erasures"), "0");
@@ -148,9 +156,14 @@ fn a_physical_copy_from_before_an_erasure_serves_nothing_before_it_was_recovered
     let (code, told, said) = command(&daemon.config, &["--accept-gap"]);
     assert_eq!(code, Some(0), "{told} {said}");
     let keyring = &told["keyring"];
-    for (key, count) in
-        [("erased_again", 1), ("tombstones", 1), ("entries_staged", 1), ("persons", 1), ("holds", 1), ("open_holds", 1)]
-    {
+    for (key, count) in [
+        ("erased_again", 1),
+        ("tombstones", 1),
+        ("entries_staged", 1),
+        ("persons", 1),
+        ("holds", 1),
+        ("open_holds", 1),
+    ] {
         assert_eq!(keyring[key], count, "{key}: {told}");
     }
     assert!(keyring["lost_from"].as_str().unwrap() < keyring["lost_until"].as_str().unwrap(), "{told}");
@@ -160,6 +173,35 @@ fn a_physical_copy_from_before_an_erasure_serves_nothing_before_it_was_recovered
     let (code, told, _) = command(&daemon.config, &["--accept-gap"]);
     assert_eq!((code, &told["keyring"]["behind"]), (Some(0), &json!(false)), "{told}");
     daemon.assert_well();
+}
+
+#[test]
+fn a_daemon_that_may_takes_such_a_copy_up_by_itself() {
+    let cluster = Cluster::own(&[]);
+    let world = World::on(&cluster);
+    let more = format!("{}audit.on_gap = \"record\"\n", config(&world));
+    let daemon = world.start_with(&more);
+    fill(&daemon);
+    let before = Backup::take(&cluster);
+    go_on(&world, &daemon);
+    // The daemon goes on while the server is another one, and so does one without jobs.
+    let other = world.start_with(&format!("{more}jobs.enabled = false\n"));
+    before.restore();
+    let mut client = other.client();
+    let found = wait_for("an answer", || match client.call("profile.get", json!({ "user_id": "bob" })) {
+        Err(error) if error.kind() == "unavailable" => None,
+        answer => Some(answer),
+    });
+    assert_eq!(found.unwrap_err().kind(), "not_found", "nobody who was erased is answered, not even once");
+    wait_for("the entry", || {
+        let entered =
+            "SELECT count(*) FROM audit_logs WHERE labels ->> 'sidekeep.method' = 'database.recover'";
+        (world.sql(entered) != "0").then_some(())
+    });
+    serves_all_but_bob(&world, &daemon, &world.owner_url);
+    assert_eq!(other.client().err("profile.get", json!({ "user_id": "bob" })).kind(), "not_found");
+    daemon.stop();
+    other.stop();
 }
 
 /// Begins to recover, and waits for nothing.
@@ -172,8 +214,11 @@ fn begin(config: &std::path::Path) -> Child {
         .unwrap()
 }
 
+/// A step, and the statement that it is.
+type Step = (&'static str, fn(&str) -> bool);
+
 /// Each durable step of a recovery.
-const STEPS: [(&str, fn(&str) -> bool); 6] = [
+const STEPS: [Step; 6] = [
     ("the keys", |sql| sql.contains("INSERT INTO sidekeep.subjects")),
     ("the deletion", |sql| sql.contains("DELETE FROM sidekeep.subjects")),
     ("the tombstones", |sql| sql.contains("INSERT INTO sidekeep.subject_erasures")),
@@ -216,7 +261,8 @@ fn a_recovery_that_was_killed_serves_nothing_and_is_gone_on_with() {
             proxy.fail(fault, is_it);
             let mut killed = begin(&through);
             wait_for(&what, || (proxy.failed() > failed).then_some(()));
-            nix::sys::signal::kill(nix::unistd::Pid::from_raw(killed.id().cast_signed()), Signal::SIGKILL).unwrap();
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(killed.id().cast_signed()), Signal::SIGKILL)
+                .unwrap();
             killed.wait().unwrap();
             world.app_url.clone_from(&direct);
             let daemon = shut(&world, &more);
@@ -275,7 +321,11 @@ fn a_replica_that_was_promoted_without_the_last_commits_is_recovered() {
         serves_nothing(&daemon);
         let (code, told, said) = command(&daemon.config, &["--accept-gap"]);
         assert_eq!(code, Some(0), "{told} {said}");
-        assert_eq!((&told["keyring"]["erased_again"], &told["keyring"]["holds"]), (&json!(1), &json!(1)), "{told}");
+        assert_eq!(
+            (&told["keyring"]["erased_again"], &told["keyring"]["holds"]),
+            (&json!(1), &json!(1)),
+            "{told}"
+        );
         serves_all_but_bob(&world, &daemon, &owner_of_standby);
         daemon.stop();
     });

@@ -53,7 +53,8 @@ fn a_dump_of_an_older_schema_is_brought_up_to_date_and_one_of_a_newer_is_refused
     untouched(&into);
     let done = dumped.restore(&into, &[]);
     assert_eq!(done.code, Some(0), "{done:?}");
-    let there = "SELECT count(*) FROM pg_trigger WHERE tgrelid = 'subjects'::regclass AND tgname = 'deployment'";
+    let there =
+        "SELECT count(*) FROM pg_trigger WHERE tgrelid = 'subjects'::regclass AND tgname = 'deployment'";
     assert_eq!(sql(&into, there), "1");
     let daemon = dumped.serve(&into);
     assert_eq!(daemon.client().err("profile.get", json!({ "user_id": "bob" })).kind(), "not_found");
