@@ -113,7 +113,7 @@ fn serves_all_but_bob(world: &World, daemon: &Daemon, owner: &str) {
     );
     let told =
         "SELECT count(*) FROM audit_logs WHERE action = 'subject.erase' AND labels ? 'sidekeep.restored'";
-    assert_eq!(sql(owner, told), "1");
+    wait_for("the entry of the erasure", || (sql(owner, told) == "1").then_some(()));
     let verdict = daemon.ok("audit.verify", json!({}));
     assert_eq!((&verdict["verdict"], &verdict["gaps"]), (&json!("intact"), &json!(1)), "{verdict}");
     assert_eq!(verdict["erased_subjects"], 1, "{verdict}");
