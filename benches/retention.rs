@@ -100,13 +100,13 @@ async fn fill(url: &str, messages: u32) -> anyhow::Result<()> {
     tokio::spawn(connection);
     let large = messages / 10;
     let many = (messages - large) / MESSAGES;
-    let sealed = "(SELECT decode(string_agg(md5(random()::text || c.id || m), ''), 'hex') FROM generate_series(1, 16))";
+    let sealed = "(SELECT decode(string_agg(md5(random()::text || c.id || m || g), ''), 'hex') FROM generate_series(1, 16) g)";
     let statements = format!(
         "SET search_path = sidekeep, public; \
          CREATE TEMP TABLE persons AS SELECT subject_id, row_number() OVER (ORDER BY subject_id) AS number FROM subjects WHERE subject_id > 0; \
-         INSERT INTO conversations (id, subject_id, archived, message_count, version, created_at, updated_at, active_at) \
+         INSERT INTO conversations (id, subject_id, archived, message_count, version, created_at, updated_at) \
              SELECT 'c' || c, p.subject_id, false, CASE c WHEN 0 THEN {large} ELSE {MESSAGES} END, 1, now() - interval '100 days', \
-             now(), now() - interval '100 days' FROM generate_series(0, {many}) c JOIN persons p ON p.number = 1 + c % {PERSONS}; \
+             now() FROM generate_series(0, {many}) c JOIN persons p ON p.number = 1 + c % {PERSONS}; \
          INSERT INTO conversation_messages (conversation_id, position, message_sealed, created_at) \
              SELECT c.id, m, {sealed}, now() - interval '100 days' FROM conversations c, generate_series(0, c.message_count - 1) m \
              WHERE c.id ~ '^c[0-9]+$'; \

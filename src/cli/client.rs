@@ -44,6 +44,10 @@ impl std::error::Error for Refusal {}
 impl std::fmt::Display for Refusal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.said("kind") {
+            // Some messages begin with it, as they are told in a job's error, too.
+            Some(kind) if self.message.starts_with(&format!("{kind}: ")) => {
+                return f.write_str(&self.message);
+            }
             Some(kind) => f.write_str(kind)?,
             None => write!(f, "{}", self.code)?,
         }
@@ -207,6 +211,12 @@ mod tests {
         let Ok(Answer::Error(refusal @ Refusal { code: -32602, .. })) = answer else { panic!("{answer:?}") };
         assert_eq!((refusal.said("field"), refusal.said("kind")), (Some("user_id"), None));
         assert_eq!(refusal.to_string(), "-32602: user_id: m");
+        for (message, shown) in
+            [("draining", "unavailable: draining"), ("unavailable: draining", "unavailable: draining")]
+        {
+            let (data, message) = (serde_json::json!({ "kind": "unavailable" }), message.to_owned());
+            assert_eq!(Refusal { code: -32027, message, data }.to_string(), shown);
+        }
     }
 
     #[test]

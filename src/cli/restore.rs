@@ -23,6 +23,9 @@ use crate::store::{Deadline, Owned};
 /// How long it may take: as long as the dump is.
 const PATIENCE: Duration = Duration::from_secs(7 * 24 * 3600);
 
+/// What a break is called where the log lacks something that was published: all of it was declared just before.
+const PUBLISHED: &str = "publication";
+
 /// Restore a dump into an empty database
 ///
 /// Needs the configuration with its key-encryption and signing keys, and no daemon. Everything is checked before the target is touched:
@@ -130,6 +133,11 @@ fn show(restored: &Restored, report: &Report, global: &Global) -> anyhow::Result
             output::line(&line)?;
         }
     }
+    anyhow::ensure!(
+        report.breaks.is_empty() || report.breaks.iter().any(|found| found.what != PUBLISHED),
+        "the deployment that was lost is not: a daemon of it has published meanwhile. Stop all of its daemons, DROP SCHEMA sidekeep \
+         CASCADE in the target, and restore again"
+    );
     anyhow::ensure!(
         report.breaks.is_empty(),
         "the log is broken in {} places, and daemons are kept out of the restored database; `sidekeep verify --full` tells of \

@@ -372,12 +372,12 @@ pub fn deletions(keep: bool) -> Vec<String> {
     TABLES.iter().filter_map(statement).collect()
 }
 
-/// Tables with columns that name somebody.
-pub type Naming = Vec<(&'static str, &'static str)>;
+/// A table, and a column of it that names somebody.
+pub type Naming = (&'static str, &'static str);
 
 /// The tables whose rows are of persons who live, and those whose rows outlive them, each with the columns that name somebody.
-pub fn naming() -> (Naming, Naming) {
-    let (mut living, mut outliving) = (Naming::new(), Naming::new());
+pub fn naming() -> (Vec<Naming>, Vec<Naming>) {
+    let (mut living, mut outliving) = (Vec::new(), Vec::new());
     for table in TABLES.iter().filter(|table| table.name != "subjects") {
         let columns: &[&str] = match table.whose {
             Whose::Subject => &["subject_id"],

@@ -74,13 +74,17 @@ fn an_empty_folder_serves_and_serves_again_with_what_it_holds() {
     let directory = tempfile::tempdir().unwrap();
     let folder = directory.path().join("dev");
     let first = Dev::start(&folder);
-    let live = Command::new(env!("CARGO_BIN_EXE_sidekeep"))
-        .arg("--config")
-        .arg(folder.join("sidekeep.toml"))
-        .args(["health", "--live"])
-        .output()
-        .unwrap();
-    assert!(live.status.success(), "{live:?}");
+    // Every job has what it needs.
+    for arguments in [&["health", "--live"][..], &["backup"], &["call", "job.run", r#"{"name": "archive"}"#]]
+    {
+        let done = Command::new(env!("CARGO_BIN_EXE_sidekeep"))
+            .arg("--config")
+            .arg(folder.join("sidekeep.toml"))
+            .args(arguments)
+            .output()
+            .unwrap();
+        assert!(done.status.success(), "{done:?}");
+    }
     assert!(psql(&folder, "keys/owner-url", "CREATE TABLE mine AS SELECT 7 AS n").status.success());
     let key = std::fs::read(folder.join("keys/kek")).unwrap();
     assert_eq!(first.end(Signal::SIGTERM), Some(0));

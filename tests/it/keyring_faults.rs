@@ -50,8 +50,11 @@ fn late_seconds(daemon: &Daemon) -> f64 {
     line.split(' ').nth(1).unwrap().parse().unwrap()
 }
 
+/// A step, and the statement that it is.
+type Step = (&'static str, fn(&str) -> bool);
+
 /// Each durable step in the database.
-const STEPS: [(&str, fn(&str) -> bool); 5] = [
+const STEPS: [Step; 5] = [
     ("the shard is begun", |sql| sql.contains("INSERT INTO sidekeep.keyring_writes") && sql.contains("$2")),
     ("its mark goes", |sql| sql.contains("DELETE FROM sidekeep.keyring_marks")),
     ("the shard is settled", |sql| sql.contains("SET stored = $2")),

@@ -44,6 +44,7 @@ mod keyring_backup;
 mod keyring_faults;
 mod keys;
 mod limits;
+mod month;
 mod objects;
 mod outcome;
 mod protocol;

@@ -175,6 +175,35 @@ fn a_physical_copy_from_before_an_erasure_serves_nothing_before_it_was_recovered
     daemon.assert_well();
 }
 
+#[test]
+fn a_daemon_that_may_takes_such_a_copy_up_by_itself() {
+    let cluster = Cluster::own(&[]);
+    let world = World::on(&cluster);
+    let more = format!("{}audit.on_gap = \"record\"\n", config(&world));
+    let daemon = world.start_with(&more);
+    fill(&daemon);
+    let before = Backup::take(&cluster);
+    go_on(&world, &daemon);
+    // The daemon goes on while the server is another one, and so does one without jobs.
+    let other = world.start_with(&format!("{more}jobs.enabled = false\n"));
+    before.restore();
+    let mut client = other.client();
+    let found = wait_for("an answer", || match client.call("profile.get", json!({ "user_id": "bob" })) {
+        Err(error) if error.kind() == "unavailable" => None,
+        answer => Some(answer),
+    });
+    assert_eq!(found.unwrap_err().kind(), "not_found", "nobody who was erased is answered, not even once");
+    wait_for("the entry", || {
+        let entered =
+            "SELECT count(*) FROM audit_logs WHERE labels ->> 'sidekeep.method' = 'database.recover'";
+        (world.sql(entered) != "0").then_some(())
+    });
+    serves_all_but_bob(&world, &daemon, &world.owner_url);
+    assert_eq!(other.client().err("profile.get", json!({ "user_id": "bob" })).kind(), "not_found");
+    daemon.stop();
+    other.stop();
+}
+
 /// Begins to recover, and waits for nothing.
 fn begin(config: &std::path::Path) -> Child {
     Command::new(env!("CARGO_BIN_EXE_sidekeep"))
@@ -185,8 +214,11 @@ fn begin(config: &std::path::Path) -> Child {
         .unwrap()
 }
 
+/// A step, and the statement that it is.
+type Step = (&'static str, fn(&str) -> bool);
+
 /// Each durable step of a recovery.
-const STEPS: [(&str, fn(&str) -> bool); 6] = [
+const STEPS: [Step; 6] = [
     ("the keys", |sql| sql.contains("INSERT INTO sidekeep.subjects")),
     ("the deletion", |sql| sql.contains("DELETE FROM sidekeep.subjects")),
     ("the tombstones", |sql| sql.contains("INSERT INTO sidekeep.subject_erasures")),

@@ -2,6 +2,8 @@
 //!
 //! The objects are read first: what they tell was committed before, so the database has it too, unless it was lost. Changes nothing.
 
+use std::time::Duration;
+
 use diesel::QueryableByName;
 use diesel::sql_types::{Array, Int8, Text};
 use diesel_async::RunQueryDsl;
@@ -19,6 +21,8 @@ use crate::records::Records;
 use crate::store::watch::SERVER_RUN;
 use crate::store::{Connection, Deadline};
 
+/// How long reading the backup may take: nobody is answered meanwhile.
+const READING: Duration = Duration::from_secs(10);
 /// How many shards are looked at at once.
 const LANES: usize = 16;
 /// How much of a shard is read at first: its line is much shorter.
@@ -100,7 +104,7 @@ pub(super) async fn compare(
 ) -> Result<(String, Standing)> {
     let read = Backup::open(records, config);
     let read = match read {
-        Ok(backup) => match deadline.run(backup.read()).await {
+        Ok(backup) => match deadline.within(READING).run(backup.read()).await {
             Ok(told) => told.map(|told| (backup, told)),
             Err(_) => Err("it took too long to answer".to_owned()),
         },

@@ -7,7 +7,7 @@ use std::ops::RangeInclusive;
 
 use diesel::QueryableByName;
 use diesel::sql_types::{Nullable, Text};
-use diesel_async::{RunQueryDsl, SimpleAsyncConnection as _};
+use diesel_async::RunQueryDsl;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -67,7 +67,7 @@ impl Content {
              SELECT 'legal_holds', to_jsonb(t)::text, NULL FROM sidekeep.legal_holds t WHERE released_at IS NULL AND {within} UNION ALL \
              SELECT 'subject_refusals', to_jsonb(t)::text, NULL FROM sidekeep.subject_refusals t WHERE get_byte(digest, 0) = {shard}"
         );
-        connection.batch_execute(&declare).await?;
+        diesel::sql_query(&declare).execute(connection).await?;
         let mut encoder = zstd::Encoder::new(Vec::new(), LEVEL).map_err(Error::internal)?;
         let mut kek_ids: Vec<String> = Vec::new();
         let fetch = format!("FETCH {ROWS} FROM shard");
@@ -87,7 +87,7 @@ impl Content {
                 break;
             }
         }
-        connection.batch_execute("CLOSE shard").await?;
+        diesel::sql_query("CLOSE shard").execute(connection).await?;
         kek_ids.sort_unstable();
         Ok(Self { bytes: encoder.finish().map_err(Error::internal)?, kek_ids })
     }

@@ -63,6 +63,19 @@ impl Cluster {
         std::fs::rename(off.with_extension("new"), off).unwrap();
     }
 
+    /// What gives a program the clock of this one, as if its host were the same, and slept while the clock was set ahead.
+    pub fn host_clock(&self) -> [(&'static str, PathBuf); 2] {
+        let folder = self.clock.as_ref().unwrap().path();
+        let library = folder.join("host_clock.so");
+        if !library.exists() {
+            let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/support/host_clock.c");
+            let made =
+                Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(source).status();
+            assert!(made.expect("cc, of Debian's package gcc").success());
+        }
+        [("LD_PRELOAD", library), ("HOST_CLOCK", folder.join("off"))]
+    }
+
     fn start_in(
         path: &Path,
         settings: &[(&str, &str)],

@@ -147,6 +147,14 @@ impl World {
         daemon
     }
 
+    /// Starts a daemon on the host of a cluster with a clock of its own, and waits for nothing.
+    pub fn spawn_beside(&self, cluster: &Cluster, more: &str) -> Daemon {
+        let (config, socket) = self.configure(more);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sidekeep"));
+        command.envs(cluster.host_clock());
+        Daemon::run(command, &config, &socket)
+    }
+
     /// Starts a daemon whose clocks, also the one that never goes back, are as far off as a file says, as in `+7h`.
     pub fn start_by_clock(&self, file: &Path, more: &str) -> Daemon {
         let (config, socket) = self.configure(more);

@@ -16,8 +16,8 @@ pub enum Passage {
     Refused,
     /// They are taken, and never answered.
     Mute,
-    /// A request that writes or deletes a name with this in it is taken and never answered, nor what follows it; others are
-    /// passed on.
+    /// As [`Passage::Mute`] for a request that writes or deletes a name with this in it, and what follows it; others are passed
+    /// on.
     MuteAt(&'static str),
     /// Each part of them is late by so many milliseconds.
     Slow(u64),

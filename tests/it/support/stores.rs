@@ -50,15 +50,15 @@ impl Store {
     /// A bucket of an S3 server (s3s-fs) that checks signatures and digests.
     pub fn s3() -> Self {
         static SERVER: OnceLock<Server> = OnceLock::new();
-        let server = SERVER.get_or_init(|| {
-            let program = s3s_fs();
-            Server::start(|port, root| {
-                let mut command = Command::new(&program);
-                command.args(["--host", "127.0.0.1", "--port", &port.to_string()]);
-                command.args(["--access-key", ACCESS_KEY, "--secret-key", SECRET_KEY]).arg(root);
-                command
-            })
-        });
+        Self::of_s3s(SERVER.get_or_init(|| s3_server(&[])))
+    }
+
+    /// The same on a host that has its own clock: it refuses what was signed at another time.
+    pub fn s3_on(host: &[(&str, PathBuf)]) -> Self {
+        Self::of_s3s(Box::leak(Box::new(s3_server(host))))
+    }
+
+    fn of_s3s(server: &Server) -> Self {
         let bucket = name();
         let files = server.root.join(&bucket);
         std::fs::create_dir(&files).unwrap();
@@ -150,6 +150,17 @@ impl Store {
     }
 }
 
+fn s3_server(environment: &[(&str, PathBuf)]) -> Server {
+    let program = s3s_fs();
+    Server::start(|port, root| {
+        let mut command = Command::new(&program);
+        command.args(["--host", "127.0.0.1", "--port", &port.to_string()]);
+        command.args(["--access-key", ACCESS_KEY, "--secret-key", SECRET_KEY]).arg(root);
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
+        command
+    })
+}
+
 /// The name of a bucket that is not there yet.
 fn name() -> String {
     static MADE: AtomicU32 = AtomicU32::new(0);
@@ -195,6 +206,7 @@ impl Server {
                 .arg(&root)
                 .arg(server.get_program())
                 .args(server.get_args())
+                .envs(server.get_envs().filter_map(|(name, value)| Some((name, value?))))
                 .stdin(Stdio::piped())
                 .stdout(log.try_clone().unwrap())
                 .stderr(log)
