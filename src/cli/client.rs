@@ -214,7 +214,8 @@ mod tests {
         for (message, shown) in
             [("draining", "unavailable: draining"), ("unavailable: draining", "unavailable: draining")]
         {
-            let (data, message) = (serde_json::json!({ "kind": "unavailable" }), message.to_owned());
+            let data = Map::from_iter([("kind".to_owned(), "unavailable".into())]);
+            let message = message.to_owned();
             assert_eq!(Refusal { code: -32027, message, data }.to_string(), shown);
         }
     }

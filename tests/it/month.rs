@@ -186,8 +186,7 @@ impl Month {
         let messages =
             json!([{ "role": "user", "content": "hello" }, { "role": "assistant", "content": "hello" }]);
         client.ok("conversation.create", json!({ "user_id": user, "messages": messages }));
-        let consent =
-            |user: &str| json!({ "user_id": user, "consent_type": "newsletter", "granted": day % 2 == 0 });
+        let consent = |user: &str| json!({ "user_id": user, "consent_type": "newsletter", "granted": day.is_multiple_of(2) });
         client.ok("consent.record", consent(&user));
         client
             .ok("request.open", json!({ "user_id": user, "kind": "access", "id": format!("request-{day}") }));
