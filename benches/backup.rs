@@ -84,10 +84,10 @@ async fn fill(url: &str, messages: usize) -> anyhow::Result<()> {
     let statements = format!(
         "SET search_path = sidekeep, public; \
          INSERT INTO subjects (subject_id, user_id, wrapped_key, kek_id) VALUES (1, 'bench', '\\x00', 'bench'); \
-         INSERT INTO conversations (id, subject_id, archived, message_count, version, created_at, updated_at, active_at) \
-             SELECT 'c' || c, 1, false, {MESSAGES}, 1, now(), now(), now() FROM generate_series(1, {conversations}) c; \
+         INSERT INTO conversations (id, subject_id, archived, message_count, version, created_at, updated_at) \
+             SELECT 'c' || c, 1, false, {MESSAGES}, 1, now(), now() FROM generate_series(1, {conversations}) c; \
          INSERT INTO conversation_messages (conversation_id, position, message_sealed, created_at) \
-             SELECT 'c' || c, m, (SELECT decode(string_agg(md5(random()::text || c || m), ''), 'hex') FROM generate_series(1, 16)), \
+             SELECT 'c' || c, m, (SELECT decode(string_agg(md5(random()::text || c || m || g), ''), 'hex') FROM generate_series(1, 16) g), \
              now() FROM generate_series(1, {conversations}) c, generate_series(0, {MESSAGES} - 1) m; \
          ANALYZE; CHECKPOINT"
     );
