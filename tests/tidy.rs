@@ -44,6 +44,7 @@ const BESIDE: &[(&str, &str)] = &[
 
 /// The top level of the repository; what `.gitignore` names may lie there too.
 const TOP: &[&str] = &[
+    ".cargo",
     ".ci",
     ".gitignore",
     "CHANGELOG.md",
