@@ -22,7 +22,7 @@ use crate::store::{Connection, Deadline, Tally};
 /// The action of the entries that tell of it.
 pub const ACTION: &str = "retention";
 /// So many persons are looked for in one go.
-pub(crate) const PAGE: i64 = 10_000;
+const PAGE: i64 = 10_000;
 /// The persons of one batch.
 const PERSONS: usize = 20;
 /// How long a batch may take: others wait that long at the most for what it holds.
@@ -85,13 +85,9 @@ pub(crate) trait Kind: Sync {
     /// What it is called in counts.
     fn name(&self) -> &'static str;
 
-    /// Persons who have something due, in the order of their numbers, behind this one.
-    fn persons<'c>(
-        &'c self,
-        connection: &'c mut Connection,
-        retiring: &'c Retiring<'_>,
-        after: i64,
-    ) -> BoxFuture<'c, Result<Vec<i64>>>;
+    /// The query for persons who have something due as of `$1`, in the order of their numbers, behind `$2`, at most `$3` of them;
+    /// it answers `number`.
+    fn persons(&self) -> &'static str;
 
     /// Removes about so many rows of what is due of these persons.
     fn batch<'c>(
@@ -158,7 +154,10 @@ impl Records {
             let page: Vec<i64> = self
                 .store
                 .single(retiring.deadline, "retention.due", async |connection| {
-                    kind.persons(connection, retiring, after).await
+                    let query = diesel::sql_query(kind.persons()).bind::<Timestamptz, _>(retiring.at);
+                    let query = query.bind::<Int8, _>(after).bind::<Int8, _>(PAGE);
+                    let found: Vec<Number> = query.load(connection).await?;
+                    Ok(found.into_iter().map(|person| person.number).collect())
                 })
                 .await?;
             let Some(last) = page.last() else { return Ok(retired) };

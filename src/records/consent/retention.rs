@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 
 use crate::error::Result;
 use crate::records::Records;
-use crate::records::retention::{Batch, Kind, Number, PAGE, Retired, Retiring};
+use crate::records::retention::{Batch, Kind, Retired, Retiring};
 use crate::store::{Connection, Deadline};
 
 /// Each consent is an entry in the same transaction.
@@ -56,19 +56,8 @@ impl Kind for Consents<'_> {
         "consents"
     }
 
-    fn persons<'c>(
-        &'c self,
-        connection: &'c mut Connection,
-        retiring: &'c Retiring<'_>,
-        after: i64,
-    ) -> BoxFuture<'c, Result<Vec<i64>>> {
-        async move {
-            let query = diesel::sql_query(PERSONS).bind::<Timestamptz, _>(retiring.at);
-            let query = query.bind::<Int8, _>(after).bind::<Int8, _>(PAGE);
-            let found: Vec<Number> = query.load(connection).await?;
-            Ok(found.into_iter().map(|person| person.number).collect())
-        }
-        .boxed()
+    fn persons(&self) -> &'static str {
+        PERSONS
     }
 
     fn batch<'c>(

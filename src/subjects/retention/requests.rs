@@ -10,7 +10,7 @@ use futures_util::future::BoxFuture;
 use crate::error::Result;
 use crate::keyring::{Person, Subject};
 use crate::records::Records;
-use crate::records::retention::{Batch, Kind, Number, PAGE, Retired, Retiring};
+use crate::records::retention::{Batch, Kind, Retired, Retiring};
 use crate::store::{Connection, Deadline};
 
 /// Each request is an entry in the same transaction.
@@ -71,19 +71,8 @@ impl Kind for Requests<'_> {
         "requests"
     }
 
-    fn persons<'c>(
-        &'c self,
-        connection: &'c mut Connection,
-        retiring: &'c Retiring<'_>,
-        after: i64,
-    ) -> BoxFuture<'c, Result<Vec<i64>>> {
-        async move {
-            let query = diesel::sql_query(PERSONS).bind::<Timestamptz, _>(retiring.at);
-            let query = query.bind::<Int8, _>(after).bind::<Int8, _>(PAGE);
-            let found: Vec<Number> = query.load(connection).await?;
-            Ok(found.into_iter().map(|person| person.number).collect())
-        }
-        .boxed()
+    fn persons(&self) -> &'static str {
+        PERSONS
     }
 
     fn batch<'c>(
