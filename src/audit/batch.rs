@@ -2,9 +2,8 @@
 
 use chrono::{DateTime, Utc};
 use tokio_postgres::Statement;
-use tokio_postgres::types::ToSql;
 
-use super::columns::Columns;
+use super::columns::{Columns, Param};
 use super::refused::away;
 use super::stream::Referred;
 use crate::error;
@@ -109,7 +108,7 @@ impl Append {
         people: &[Referred<'_>],
         c: &Columns<'_>,
     ) -> Result<bool, tokio_postgres::Error> {
-        let mut params: Vec<&(dyn ToSql + Sync)> = vec![
+        let mut params: Vec<Param<'_>> = vec![
             &head.stream,
             &head.epoch,
             &head.from,
@@ -124,15 +123,16 @@ impl Append {
         if let (false, Some(entry), true) = (seldom, c.alone(), people.len() <= 2) {
             let mut referred = people.iter().map(|(id, key)| (Some(*id), Some(*key)));
             let [first, second] = [(); 2].map(|()| referred.next().unwrap_or_default());
-            params.extend([&first.0 as &(dyn ToSql + Sync), &first.1, &second.0, &second.1]);
-            params.extend(entry);
+            let referred: [Param<'_>; 4] = [&first.0, &first.1, &second.0, &second.1];
+            params.extend(referred.into_iter().chain(entry));
             return Ok(connection.client.execute(&self.one, &params).await? == 1);
         }
         let (ids, keys): (Vec<i64>, Vec<&[u8]>) = people.iter().copied().unzip();
-        params.extend([&ids as &(dyn ToSql + Sync), &keys]);
-        params.extend(c.entries());
+        let referred: [Param<'_>; 2] = [&ids, &keys];
+        params.extend(referred.into_iter().chain(c.entries()));
         if seldom {
-            params.extend([&c.level as &(dyn ToSql + Sync), &c.index, &c.hash, &c.children, &c.staged]);
+            let seldom: [Param<'_>; 5] = [&c.level, &c.index, &c.hash, &c.children, &c.staged];
+            params.extend(seldom);
         }
         let statement = if seldom { &self.whole } else { &self.plain };
         Ok(connection.client.query_opt(statement, &params).await?.is_some())

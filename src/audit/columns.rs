@@ -8,6 +8,9 @@ use super::growth::Tile;
 use super::merkle::Hash;
 use super::stream::Placed;
 
+/// A parameter of a statement.
+pub(super) type Param<'a> = &'a (dyn ToSql + Sync);
+
 /// The values of a batch, a list for each column. The entries' own are borrowed: a batch is not copied on its way.
 #[derive(Default)]
 pub(super) struct Columns<'a> {
@@ -63,7 +66,7 @@ impl<'a> Columns<'a> {
     }
 
     /// The lists of the entries, in the order of the statements.
-    pub(super) fn entries(&self) -> [&(dyn ToSql + Sync); 13] {
+    pub(super) fn entries(&self) -> [Param<'_>; 13] {
         [
             &self.position,
             &self.id,
@@ -82,8 +85,8 @@ impl<'a> Columns<'a> {
     }
 
     /// The values of an entry that is the only one, in the same order.
-    pub(super) fn alone(&self) -> Option<[&(dyn ToSql + Sync); 13]> {
-        fn only<T: ToSql + Sync>(list: &[T]) -> Option<&(dyn ToSql + Sync)> {
+    pub(super) fn alone(&self) -> Option<[Param<'_>; 13]> {
+        fn only<T: ToSql + Sync>(list: &[T]) -> Option<Param<'_>> {
             match list {
                 [value] => Some(value),
                 _ => None,
