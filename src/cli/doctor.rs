@@ -74,7 +74,9 @@ const CHECKS: &[Check] = &[
     Check::asking("job.backup", Needs::Nothing, |patient| Box::pin(jobs::job(patient, "backup"))),
     Check::asking("job.checkpoint", Needs::Nothing, |patient| Box::pin(jobs::job(patient, "checkpoint"))),
     Check::asking("job.drill", Needs::Nothing, |patient| Box::pin(jobs::job(patient, "drill"))),
-    Check::asking("job.keyring_backup", Needs::Nothing, |patient| Box::pin(jobs::job(patient, "keyring_backup"))),
+    Check::asking("job.keyring_backup", Needs::Nothing, |patient| {
+        Box::pin(jobs::job(patient, "keyring_backup"))
+    }),
     Check::asking("job.partitions", Needs::Nothing, |patient| Box::pin(jobs::job(patient, "partitions"))),
     Check::asking("job.retention", Needs::Nothing, |patient| Box::pin(jobs::job(patient, "retention"))),
     Check::asking("job.verify", Needs::Nothing, |patient| Box::pin(jobs::job(patient, "verify"))),

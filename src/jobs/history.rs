@@ -14,8 +14,8 @@ use super::{JOBS, Job};
 use crate::clock::Timestamp;
 use crate::config::Config;
 use crate::error::Result;
-use crate::store::{Deadline, Store};
 use crate::store::schema::job_runs;
+use crate::store::{Deadline, Store};
 use crate::values::{Limit, Page, decode, encode, fit};
 
 /// A job as it is configured, and what ran last.
@@ -69,7 +69,12 @@ pub struct Standing {
 ///
 /// # Errors
 /// The store's.
-pub async fn standing(store: &Store, config: &Config, job: &Job, deadline: &Deadline) -> Result<Option<Standing>> {
+pub async fn standing(
+    store: &Store,
+    config: &Config,
+    job: &Job,
+    deadline: &Deadline,
+) -> Result<Option<Standing>> {
     let look = claim::look(store, &[job.name], deadline).await?;
     let Some(status) = look.status(job.name) else { return Ok(None) };
     let schedule = Schedule::of((job.settings)(&config.jobs));

@@ -56,7 +56,11 @@ pub async fn sessions(one: &Probe, other: &Probe) -> Result<Sessions> {
             (Ok(held), Ok(meanwhile)) => again != own || held == own || meanwhile? != own,
         };
         if shared {
-            return Ok(if remembers(one, other).await { Sessions::Shared } else { Sessions::SharedAndForgetful });
+            return Ok(if remembers(one, other).await {
+                Sessions::Shared
+            } else {
+                Sessions::SharedAndForgetful
+            });
         }
     }
     Ok(Sessions::Own)

@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub enum Obstacle {
     /// The URL or the certificates of the configuration.
     Settings,
-    /// Nobody answers.
+    /// Nobody answers, or who starts or ends just now.
     Unreached,
     /// The server speaks no TLS, or not such as is asked for.
     Tls,
@@ -188,6 +188,8 @@ impl ConnectError {
                 code if *code == SqlState::INVALID_CATALOG_NAME => Obstacle::Database,
                 code if *code == SqlState::INSUFFICIENT_PRIVILEGE => Obstacle::Role,
                 code if *code == SqlState::TOO_MANY_CONNECTIONS => Obstacle::Full,
+                // It starts or ends.
+                code if *code == SqlState::CANNOT_CONNECT_NOW => Obstacle::Unreached,
                 _ => Obstacle::Other,
             };
         }

@@ -31,6 +31,7 @@ mod bad_input;
 mod commands;
 mod dev;
 mod discover;
+mod doctor;
 mod drill;
 mod erasure;
 mod erasure_faults;

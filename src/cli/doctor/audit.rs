@@ -16,10 +16,14 @@ const GRACE: i64 = 600;
 const FLOOR: Period = Period::YEAR.times(7);
 
 /// Whether a daemon that lives would have done it.
-const LIVING: &str = "(SELECT count(*) FROM sidekeep.daemons WHERE seen_at > now() - interval '1 minute') > 0 AS living";
+const LIVING: &str =
+    "(SELECT count(*) FROM sidekeep.daemons WHERE seen_at > now() - interval '1 minute') > 0 AS living";
 
 fn period(seconds: f64) -> String {
-    humantime::format_duration(Duration::from_secs(Duration::try_from_secs_f64(seconds).unwrap_or_default().as_secs())).to_string()
+    humantime::format_duration(Duration::from_secs(
+        Duration::try_from_secs_f64(seconds).unwrap_or_default().as_secs(),
+    ))
+    .to_string()
 }
 
 #[derive(Deserialize)]
@@ -53,10 +57,16 @@ pub(super) async fn checkpoint(patient: Arc<Patient>) -> Finding {
     }
     let late = |why: String| {
         let advice = "is a daemon running that has signing.key_files and runs jobs? See daemon and job.checkpoint, and audit.publication";
-        if found.living { Finding::fail(why, advice) } else { Finding::warn(format!("{why}; no daemon lives"), advice) }
+        if found.living {
+            Finding::fail(why, advice)
+        } else {
+            Finding::warn(format!("{why}; no daemon lives"), advice)
+        }
     };
     let gap = config.jobs.checkpoint.longest_gap(clock::now().utc()).num_seconds().saturating_add(GRACE);
-    let is_late = |seconds: &f64| Duration::try_from_secs_f64(*seconds).is_ok_and(|age| age.as_secs() > gap.unsigned_abs());
+    let is_late = |seconds: &f64| {
+        Duration::try_from_secs_f64(*seconds).is_ok_and(|age| age.as_secs() > gap.unsigned_abs())
+    };
     if let Some(seconds) = found.staged_seconds.filter(is_late) {
         return late(format!("entries have waited for {} to be taken into the log", period(seconds)));
     }
@@ -120,16 +130,21 @@ struct Floor {
 
 /// Whether the log will be dropped when the configuration says so.
 pub(super) async fn floor(patient: Arc<Patient>) -> Finding {
-    let found: Floor =
-        match patient.one("SELECT (SELECT max(keep_seconds) FROM sidekeep.retention_floor) AS keep_seconds").await {
-            Ok(found) => found,
-            Err(finding) => return finding,
-        };
+    let found: Floor = match patient
+        .one("SELECT (SELECT max(keep_seconds) FROM sidekeep.retention_floor) AS keep_seconds")
+        .await
+    {
+        Ok(found) => found,
+        Err(finding) => return finding,
+    };
     let period = patient.config().retention.audit_logs;
-    let floor = found.keep_seconds.and_then(|seconds| u64::try_from(seconds).ok()).map_or(FLOOR, Period::seconds);
+    let floor =
+        found.keep_seconds.and_then(|seconds| u64::try_from(seconds).ok()).map_or(FLOOR, Period::seconds);
     if period < floor {
         return Finding::warn(
-            format!("retention.audit_logs is {period}, and no month goes before {floor}: the owner of the tables has confirmed no less"),
+            format!(
+                "retention.audit_logs is {period}, and no month goes before {floor}: the owner of the tables has confirmed no less"
+            ),
             "sidekeep migrate --confirm-retention, as the owner of the tables",
         );
     }

@@ -67,10 +67,12 @@ struct Part {
 
 /// Whether a daemon answers, and what it says of itself.
 pub(super) fn health(patient: &Patient) -> Finding {
-    const START: &str = "start it: systemctl start sidekeep (its log: journalctl -u sidekeep), or `sidekeep serve`";
+    const START: &str =
+        "start it: systemctl start sidekeep (its log: journalctl -u sidekeep), or `sidekeep serve`";
     let path = &patient.config().socket.path;
     let stale = || {
-        let refused = UnixStream::connect(path).is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused);
+        let refused = UnixStream::connect(path)
+            .is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused);
         refused && path.exists()
     };
     let answer = match client::call(path, "system.health", &no_params(), PATIENCE) {
@@ -96,15 +98,25 @@ pub(super) fn health(patient: &Patient) -> Finding {
         }
     };
     let Ok(health) = answer else {
-        return Finding::fail("what answers is not sidekeep", "who listens there? Set socket.path to another path");
+        return Finding::fail(
+            "what answers is not sidekeep",
+            "who listens there? Set socket.path to another path",
+        );
     };
     let ill = health.checks.iter().filter(|(_, part)| part.status != "ok");
-    let told: Vec<_> =
-        ill.map(|(name, part)| format!("{name}: {}", part.message.as_deref().unwrap_or(&part.status))).collect();
+    let told: Vec<_> = ill
+        .map(|(name, part)| format!("{name}: {}", part.message.as_deref().unwrap_or(&part.status)))
+        .collect();
     let why = told.join("\n");
     match health.status.as_str() {
         "ok" => Finding::ok("it answers, and is well"),
-        "degraded" => Finding::warn(format!("it is degraded\n{why}"), "what each of them says; `sidekeep status` has more"),
-        _ => Finding::fail(format!("it is unavailable\n{why}"), "what each of them says; `sidekeep status` has more"),
+        "degraded" => Finding::warn(
+            format!("it is degraded\n{why}"),
+            "what each of them says; `sidekeep status` has more",
+        ),
+        _ => Finding::fail(
+            format!("it is unavailable\n{why}"),
+            "what each of them says; `sidekeep status` has more",
+        ),
     }
 }

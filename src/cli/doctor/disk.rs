@@ -37,7 +37,9 @@ pub(super) async fn destination(patient: Arc<Patient>, key: &'static str) -> Fin
     };
     let Some(destination) = destination.clone() else {
         if key == "audit.publish" && !config.audit.publish_command.is_empty() {
-            return Finding::skipped("a command publishes (audit.publish_command): what is behind it cannot be seen");
+            return Finding::skipped(
+                "a command publishes (audit.publish_command): what is behind it cannot be seen",
+            );
         }
         return Finding::skipped(format!("{key} is not set"));
     };
@@ -52,13 +54,17 @@ pub(super) async fn destination(patient: Arc<Patient>, key: &'static str) -> Fin
 }
 
 async fn bucket(patient: &Patient, key: &str, destination: &Destination) -> Finding {
-    let advice = format!("are {key}, [s3] and [gs] right, do the credentials allow to list, and is the store reached from here?");
+    let advice = format!(
+        "are {key}, [s3] and [gs] right, do the credentials allow to list, and is the store reached from here?"
+    );
     let listed = async {
         let objects = Objects::open(destination, patient.config())?;
         objects.list_after("", "", 1).await
     };
     match tokio::time::timeout(PATIENCE, listed).await {
-        Ok(Ok(_)) => Finding::ok(format!("{destination} answers; how much room it has and whether it takes writes cannot be seen")),
+        Ok(Ok(_)) => Finding::ok(format!(
+            "{destination} answers; how much room it has and whether it takes writes cannot be seen"
+        )),
         Ok(Err(trouble)) => Finding::fail(format!("{destination}: {trouble}"), advice),
         Err(_) => Finding::fail(
             format!("{destination}: no answer within {}", humantime::format_duration(PATIENCE)),
@@ -70,11 +76,18 @@ async fn bucket(patient: &Patient, key: &str, destination: &Destination) -> Find
 /// A directory that is not there yet is made by whoever first writes to it: what it will be in is looked at then.
 fn directory(key: &str, path: &Path) -> Finding {
     let there = path.ancestors().find(|above| above.exists());
-    let Some(there) = there else { return Finding::fail(format!("{}: there is no such place", path.display()), "mount it") };
+    let Some(there) = there else {
+        return Finding::fail(format!("{}: there is no such place", path.display()), "mount it");
+    };
     if !there.is_dir() {
-        return Finding::fail(format!("{} is no directory", there.display()), format!("name another one in {key}"));
+        return Finding::fail(
+            format!("{} is no directory", there.display()),
+            format!("name another one in {key}"),
+        );
     }
-    if faccessat(nix::fcntl::AT_FDCWD, there, AccessFlags::W_OK | AccessFlags::X_OK, AtFlags::AT_EACCESS).is_err() {
+    if faccessat(nix::fcntl::AT_FDCWD, there, AccessFlags::W_OK | AccessFlags::X_OK, AtFlags::AT_EACCESS)
+        .is_err()
+    {
         let why = format!("{} is not writable for the user who runs doctor", there.display());
         let advice = "give it to the daemon's user, and name it in ReadWritePaths= of the unit";
         // Root may write wherever a disk can be written to: for it, this is no question of who asks.
@@ -99,10 +112,14 @@ struct Room {
 }
 
 fn room(path: &Path) -> Result<Room, Finding> {
-    let found = statvfs(path)
-        .map_err(|errno| Finding::skipped(format!("{}: how full it is cannot be seen: {}", path.display(), errno.desc())))?;
+    let found = statvfs(path).map_err(|errno| {
+        Finding::skipped(format!("{}: how full it is cannot be seen: {}", path.display(), errno.desc()))
+    })?;
     if found.flags().contains(FsFlags::ST_RDONLY) {
-        return Err(Finding::fail(format!("{}: is mounted read-only", path.display()), "mount it to be written to; why was it not?"));
+        return Err(Finding::fail(
+            format!("{}: is mounted read-only", path.display()),
+            "mount it to be written to; why was it not?",
+        ));
     }
     let bytes = |blocks: u64| blocks.saturating_mul(found.fragment_size());
     // Some file systems count no files.
@@ -148,11 +165,14 @@ pub(super) async fn database(patient: Arc<Patient>) -> Finding {
         Err(finding) => return finding,
     };
     let size = readable(size.unsigned_abs());
-    let elsewhere = format!("the database has {size}; how full its disk is cannot be seen from this host, or by this user");
+    let elsewhere = format!(
+        "the database has {size}; how full its disk is cannot be seen from this host, or by this user"
+    );
     if !local {
         return Finding::skipped(elsewhere);
     }
-    let looked = patient.tracker.spawn_blocking(move || data_directory(pid).map(|data| of_server(&data, &size)));
+    let looked =
+        patient.tracker.spawn_blocking(move || data_directory(pid).map(|data| of_server(&data, &size)));
     // The process is that of the patient's own session, which is open until all checks are done.
     match looked.await {
         Ok(Some(finding)) => finding,

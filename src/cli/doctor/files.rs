@@ -41,7 +41,10 @@ pub(super) fn keys(patient: &Patient) -> Finding {
             keyring.keks().ids().join(", "),
             names(files)
         )),
-        Err(error) => Finding::fail(error.to_string(), "put the right file back; `sidekeep keyring status` tells which are in use"),
+        Err(error) => Finding::fail(
+            error.to_string(),
+            "put the right file back; `sidekeep keyring status` tells which are in use",
+        ),
     }
 }
 
@@ -56,7 +59,10 @@ pub(super) fn signing_keys(patient: &Patient) -> Finding {
     }
     match app::public_keys(patient.config()) {
         Ok(keys) => Finding::ok(format!("{} of {}", keys.len(), names(files))),
-        Err(error) => Finding::fail(error.to_string(), "put the right file back; `sidekeep signing generate` makes another one"),
+        Err(error) => Finding::fail(
+            error.to_string(),
+            "put the right file back; `sidekeep signing generate` makes another one",
+        ),
     }
 }
 
@@ -92,13 +98,18 @@ fn unusable(key: &str, file: &SecretFile) -> Option<Finding> {
     if let Err(error) = config::secret(file) {
         let why = format!("{key}: {error}");
         return Some(match error {
-            SecretError::NoCredentials(_) => Finding::skipped(format!("{why} (doctor sees it within that unit alone)")),
+            SecretError::NoCredentials(_) => {
+                Finding::skipped(format!("{why} (doctor sees it within that unit alone)"))
+            }
             SecretError::Unreadable(_, cause) if cause.kind() == std::io::ErrorKind::PermissionDenied => {
                 Finding::skipped(format!("{why}; {AS_WHOM}"))
             }
             SecretError::Exposed { path, mode } => Finding::fail(
                 format!("{key}: {}: its mode {mode:04o} lets others read or change it", path.display()),
-                format!("chmod 0640 {}; if others were on this host meanwhile, replace what is in it", path.display()),
+                format!(
+                    "chmod 0640 {}; if others were on this host meanwhile, replace what is in it",
+                    path.display()
+                ),
             ),
             _ => Finding::fail(why, format!("put the file back, or name another one in {key}")),
         });
@@ -108,7 +119,11 @@ fn unusable(key: &str, file: &SecretFile) -> Option<Finding> {
     let mode = std::fs::metadata(folder).ok()?.mode();
     (mode & OTHERS_WRITE != 0 && mode & STICKY == 0).then(|| {
         Finding::warn(
-            format!("{key}: others may put another file in the place of {} (mode {:04o})", path.display(), mode & 0o7777),
+            format!(
+                "{key}: others may put another file in the place of {} (mode {:04o})",
+                path.display(),
+                mode & 0o7777
+            ),
             format!("chmod go-w {}", folder.display()),
         )
     })

@@ -39,7 +39,10 @@ pub(super) async fn job(patient: Arc<Patient>, name: &'static str) -> Finding {
     if name == "backup"
         && let Err(error) = run::destined(config)
     {
-        return Finding::fail(error.to_string(), "set keyring.backup to a destination of its own, where the dumps are not");
+        return Finding::fail(
+            error.to_string(),
+            "set keyring.backup to a destination of its own, where the dumps are not",
+        );
     }
     if let Some(lack) = patient.lacks(Needs::Schema) {
         return Finding::skipped(lack);
@@ -56,12 +59,16 @@ pub(super) async fn job(patient: Arc<Patient>, name: &'static str) -> Finding {
 }
 
 fn judge(name: &str, standing: &Standing) -> Finding {
-    let since = standing.succeeded.map_or("it never succeeded".to_owned(), |at| format!("the last success was that of {at}"));
+    let since = standing
+        .succeeded
+        .map_or("it never succeeded".to_owned(), |at| format!("the last success was that of {at}"));
     if let Some(last) = standing.last_run.as_ref().filter(|last| last.state == RunState::Failed) {
         let why = last.error.as_deref().unwrap_or("no reason was given");
         return Finding::fail(
             format!("the run of {} failed: {why}\n{since}", last.due_at),
-            format!("mend that, then: sidekeep call job.run '{{\"name\": \"{name}\"}}'; sidekeep call job.history '{{\"name\": \"{name}\"}}' has all runs"),
+            format!(
+                "mend that, then: sidekeep call job.run '{{\"name\": \"{name}\"}}'; sidekeep call job.history '{{\"name\": \"{name}\"}}' has all runs"
+            ),
         );
     }
     if let Some(missed) = standing.missed
@@ -96,7 +103,8 @@ pub(super) async fn programs(patient: Arc<Patient>) -> Finding {
         needed.push("postgres");
     }
     let found = patient.tracker.spawn_blocking(move || {
-        let found: Result<Vec<_>, _> = needed.into_iter().map(|name| Program::find(name, major).map(|found| (name, found))).collect();
+        let found: Result<Vec<_>, _> =
+            needed.into_iter().map(|name| Program::find(name, major).map(|found| (name, found))).collect();
         found.map_err(|error| error.to_string())
     });
     match found.await {
@@ -105,9 +113,10 @@ pub(super) async fn programs(patient: Arc<Patient>) -> Finding {
             let told = found.iter().map(|(name, program)| format!("{name} {}", program.version));
             Finding::ok(format!("{}, for a server {major}", told.collect::<Vec<_>>().join(", ")))
         }
-        Ok(Err(why)) if backup.destination.is_none() => {
-            Finding::warn(format!("{why}; no dump is made while backup.destination is not set"), "install it before you set that")
-        }
+        Ok(Err(why)) if backup.destination.is_none() => Finding::warn(
+            format!("{why}; no dump is made while backup.destination is not set"),
+            "install it before you set that",
+        ),
         Ok(Err(why)) => Finding::fail(
             why,
             "install the client programs of the server's version; for a drill without its own server, backup.drill_url names another one",
@@ -124,7 +133,10 @@ pub(super) async fn dumping_role(patient: Arc<Patient>) -> Finding {
     let url = match config::direct_url(config) {
         Ok(url) => url,
         Err(DatabaseUrlError::Secret { key, source: SecretError::Unreadable(path, error) }) => {
-            return Finding::skipped(format!("{key}: {}: {error}; run doctor as root or as the daemon's user", path.display()));
+            return Finding::skipped(format!(
+                "{key}: {}: {error}; run doctor as root or as the daemon's user",
+                path.display()
+            ));
         }
         Err(error) => return Finding::fail(error.to_string(), "mend that key"),
     };

@@ -19,6 +19,9 @@ use crate::store::{Deadline, Store};
 /// How long what is asked through the store may take.
 const PATIENCE: Duration = Duration::from_secs(8);
 
+/// How many connections that may open: the daemons need theirs.
+const CONNECTIONS: usize = 2;
+
 /// The way to PostgreSQL by one URL.
 #[derive(Debug)]
 pub(super) enum Way {
@@ -81,8 +84,11 @@ impl Way {
             Self::Wrong(error) => Some(of(error)),
             Self::Tried { probe: Some(_), .. } => None,
             Self::Tried { hosts, .. } => {
-                let mut said: Vec<_> = hosts.iter().filter_map(|tried| tried.refused.as_ref()).map(of).collect();
-                said.sort_by_key(|(obstacle, _)| *obstacle == Obstacle::Unreached || *obstacle == Obstacle::Standby);
+                let mut said: Vec<_> =
+                    hosts.iter().filter_map(|tried| tried.refused.as_ref()).map(of).collect();
+                said.sort_by_key(|(obstacle, _)| {
+                    *obstacle == Obstacle::Unreached || *obstacle == Obstacle::Standby
+                });
                 said.into_iter().next()
             }
         }
@@ -113,7 +119,9 @@ impl Patient {
                 Ok(schema) => schema.map_err(|error| error.to_string()),
                 Err(_) => Err("the server did not answer in time".to_owned()),
             });
-            patient.store = app::open_store(&patient.loaded.config, &patient.tracker, &patient.end).ok();
+            let mut config = patient.loaded.config.clone();
+            config.database.pool = CONNECTIONS;
+            patient.store = app::open_store(&config, &patient.tracker, &patient.end).ok();
         }
         patient
     }
@@ -166,7 +174,8 @@ impl Patient {
 
     /// The store, and until when it is waited for.
     pub(super) fn store(&self) -> Result<(&Arc<Store>, Deadline), Finding> {
-        let store = self.store.as_ref().ok_or_else(|| Finding::skipped("there is no connection to PostgreSQL"))?;
+        let store =
+            self.store.as_ref().ok_or_else(|| Finding::skipped("there is no connection to PostgreSQL"))?;
         Ok((store, Deadline::after(PATIENCE, self.end.clone())))
     }
 }

@@ -49,7 +49,9 @@ pub(super) async fn standby(patient: Arc<Patient>) -> Finding {
     let standbys = found.asynchronous + found.hidden;
     let lost = "synchronous_standby_names is empty: what was answered may be lost by a fail-over";
     if patient.config().audit.on_gap == OnGap::Record {
-        return Finding::ok("commits wait for no standby, and audit.on_gap says that a fail-over may lose entries");
+        return Finding::ok(
+            "commits wait for no standby, and audit.on_gap says that a fail-over may lose entries",
+        );
     }
     match (several, standbys, found.timeline) {
         (true, ..) => Finding::fail(format!("the URL names several hosts, and {lost}"), ADVICE),
@@ -67,7 +69,9 @@ fn awaited(found: &Replication) -> Finding {
     let Replication { names, needed, .. } = found;
     if connected < *needed {
         return Finding::fail(
-            format!("commits wait for {needed} synchronous standbys ({names}), and {connected} are connected: every write hangs"),
+            format!(
+                "commits wait for {needed} synchronous standbys ({names}), and {connected} are connected: every write hangs"
+            ),
             "start the standby (its log says why it does not stream), or shorten synchronous_standby_names and reload; a cancelled \
              commit is not replicated, whatever PostgreSQL answers",
         );
@@ -84,12 +88,17 @@ pub(super) async fn retry_interval(patient: Arc<Patient>) -> Finding {
     if found.names.is_empty() && found.synchronous == 0 {
         return Finding::ok("no commit waits for a standby");
     }
-    let length = humantime::format_duration(std::time::Duration::from_millis(found.retry_interval.unsigned_abs()));
+    let length =
+        humantime::format_duration(std::time::Duration::from_millis(found.retry_interval.unsigned_abs()));
     if found.retry_interval > LONGEST_RETRY {
         return Finding::fail(
-            format!("wal_retrieve_retry_interval is {length} with a synchronous standby: after a crash of one process, commits wait as long"),
+            format!(
+                "wal_retrieve_retry_interval is {length} with a synchronous standby: after a crash of one process, commits wait as long"
+            ),
             "set wal_retrieve_retry_interval = '500ms' on every server of the cluster, the standbys above all, and reload",
         );
     }
-    Finding::ok(format!("wal_retrieve_retry_interval is {length} here; a standby's own cannot be seen from here"))
+    Finding::ok(format!(
+        "wal_retrieve_retry_interval is {length} here; a standby's own cannot be seen from here"
+    ))
 }

@@ -64,7 +64,9 @@ pub(super) async fn attributes(patient: Arc<Patient>) -> Finding {
     let role = &found.role;
     if found.superuser {
         return Finding::fail(
-            format!("the daemon serves as the superuser {role}, who can change the log and switch its triggers off"),
+            format!(
+                "the daemon serves as the superuser {role}, who can change the log and switch its triggers off"
+            ),
             LEAST,
         );
     }
@@ -140,7 +142,7 @@ struct Granted {
 /// Whether the role was granted neither more nor less than it needs.
 pub(super) async fn grants(patient: Arc<Patient>) -> Finding {
     const NOT: &str = "SELECT relname AS table, 'SELECT' AS privilege FROM pg_class \
-        WHERE relnamespace = to_regnamespace('sidekeep')::oid AND relkind IN ('r', 'p', 'v') AND NOT relispartition \
+        WHERE relnamespace = to_regnamespace('sidekeep')::oid AND relkind IN ('r', 'p') AND NOT relispartition \
             AND NOT has_table_privilege(oid, 'SELECT') \
         UNION ALL SELECT relname, 'INSERT' FROM pg_class WHERE relnamespace = to_regnamespace('sidekeep')::oid \
             AND relname IN ('audit_logs', 'audit_staged', 'subjects', 'job_runs') AND NOT has_table_privilege(oid, 'INSERT') \
@@ -153,10 +155,15 @@ pub(super) async fn grants(patient: Arc<Patient>) -> Finding {
         (Err(finding), _) | (_, Err(finding)) => return finding,
     };
     let tell = |granted: &[Granted]| {
-        let each = granted.iter().take(8).map(|granted| format!("{} on {}", granted.privilege, granted.table));
+        let each =
+            granted.iter().take(8).map(|granted| format!("{} on {}", granted.privilege, granted.table));
         each.collect::<Vec<_>>().join(", ")
     };
-    if patient.one::<May>("SELECT rolsuper AS may FROM pg_roles WHERE rolname = current_user").await.is_ok_and(|is| is.may) {
+    if patient
+        .one::<May>("SELECT rolsuper AS may FROM pg_roles WHERE rolname = current_user")
+        .await
+        .is_ok_and(|is| is.may)
+    {
         return Finding::skipped("a superuser may do everything; see role.attributes");
     }
     if !more.is_empty() {

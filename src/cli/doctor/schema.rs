@@ -44,12 +44,16 @@ const REFUSES: &str = "RAISE EXCEPTION";
 pub(super) fn migrations(patient: &Patient) -> Finding {
     match &patient.schema {
         None => Finding::skipped("there is no connection to PostgreSQL; see the checks database.*"),
-        Some(Err(why)) => Finding::fail(format!("it could not be looked at: {why}"), "see the checks database.*"),
+        Some(Err(why)) => {
+            Finding::fail(format!("it could not be looked at: {why}"), "see the checks database.*")
+        }
         Some(Ok(schema)) => match schema.advice() {
             None => Finding::ok("up to date"),
             Some(advice) => {
                 let next = match schema {
-                    Schema::Newer { .. } => "a later sidekeep has migrated this database: run that one here too",
+                    Schema::Newer { .. } => {
+                        "a later sidekeep has migrated this database: run that one here too"
+                    }
                     _ => "`sidekeep migrate`, with database.migrate_url_file; then start the daemons again",
                 };
                 Finding::fail(advice, next)
@@ -124,7 +128,8 @@ fn wrong(found: &Triggers) -> Vec<String> {
             }
         }
     }
-    let toothless = found.triggers.iter().filter(|t| t.function.starts_with("refuse_") && !t.refuses && !t.is_month);
+    let toothless =
+        found.triggers.iter().filter(|t| t.function.starts_with("refuse_") && !t.refuses && !t.is_month);
     wrong.extend(toothless.map(|t| format!("{}: {} refuses nothing any more", t.table, t.function)));
     wrong.dedup();
     wrong
@@ -151,9 +156,10 @@ pub(super) async fn months(patient: Arc<Patient>) -> Finding {
         [first, ..] if first.ahead == 0 => {
             Finding::fail(format!("{} is missing: no entry can be written", first.month), advice)
         }
-        [first, ..] => {
-            Finding::fail(format!("{} is missing: from its first day on no entry can be written", first.month), advice)
-        }
+        [first, ..] => Finding::fail(
+            format!("{} is missing: from its first day on no entry can be written", first.month),
+            advice,
+        ),
     }
 }
 

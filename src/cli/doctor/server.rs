@@ -30,7 +30,10 @@ fn with(hosts: &[Tried], obstacle: Obstacle) -> Vec<&Tried> {
 pub(super) fn reach(patient: &Patient) -> Finding {
     let hosts = match &patient.daemon {
         Way::None(why) => {
-            return Finding::fail(why, "mend that key; run doctor as root or as the daemon's user, who may read its files");
+            return Finding::fail(
+                why,
+                "mend that key; run doctor as root or as the daemon's user, who may read its files",
+            );
         }
         Way::Wrong(error) => return Finding::fail(error.to_string(), "mend that key"),
         Way::Tried { hosts, .. } => hosts,
@@ -50,8 +53,14 @@ pub(super) fn reach(patient: &Patient) -> Finding {
         );
     }
     for (obstacle, advice) in [
-        (Obstacle::Database, "make it, or name the right one in the URL; `sidekeep setup` makes it on a fresh host"),
-        (Obstacle::Full, "raise max_connections, or lower database.pool; who holds them: SELECT * FROM pg_stat_activity"),
+        (
+            Obstacle::Database,
+            "make it, or name the right one in the URL; `sidekeep setup` makes it on a fresh host",
+        ),
+        (
+            Obstacle::Full,
+            "raise max_connections, or lower database.pool; who holds them: SELECT * FROM pg_stat_activity",
+        ),
         (Obstacle::Other, "look at the log of PostgreSQL"),
     ] {
         let tried = with(hosts, obstacle);
@@ -103,7 +112,9 @@ struct Roles {
 
 /// Whether the role that the daemon serves as is there and may log in.
 pub(super) async fn role(patient: Arc<Patient>) -> Finding {
-    let make = format!("make it: CREATE ROLE {APP_ROLE} LOGIN, then `sidekeep migrate`; `sidekeep setup` does so on a fresh host");
+    let make = format!(
+        "make it: CREATE ROLE {APP_ROLE} LOGIN, then `sidekeep migrate`; `sidekeep setup` does so on a fresh host"
+    );
     if let Way::Tried { hosts, .. } = &patient.daemon
         && let Some(tried) = with(hosts, Obstacle::Role).first()
     {
@@ -124,7 +135,9 @@ pub(super) async fn role(patient: Arc<Patient>) -> Finding {
     match patient.one::<Roles>(&asked).await {
         Err(finding) => finding,
         Ok(Roles { app: false, user }) => Finding::fail(
-            format!("the role {APP_ROLE}, which the schema grants everything to, does not exist; the URL names {user}"),
+            format!(
+                "the role {APP_ROLE}, which the schema grants everything to, does not exist; the URL names {user}"
+            ),
             make,
         ),
         Ok(Roles { user, .. }) => Finding::ok(format!("it serves as {user}")),
@@ -144,10 +157,9 @@ pub(super) async fn version(patient: Arc<Patient>) -> Finding {
         current_setting('default_transaction_read_only')::bool AS read_only";
     match patient.one::<Version>(asked).await {
         Err(finding) => finding,
-        Ok(Version { number, text, .. }) if number < OLDEST => Finding::fail(
-            format!("PostgreSQL {text} is too old"),
-            "upgrade it to PostgreSQL 14 or later",
-        ),
+        Ok(Version { number, text, .. }) if number < OLDEST => {
+            Finding::fail(format!("PostgreSQL {text} is too old"), "upgrade it to PostgreSQL 14 or later")
+        }
         Ok(Version { read_only: true, text, .. }) => Finding::fail(
             format!("PostgreSQL {text} takes no writes (default_transaction_read_only)"),
             "take the setting back once the reason for it is gone",
@@ -169,7 +181,8 @@ pub(super) async fn durability(patient: Arc<Patient>) -> Finding {
         Ok(settings) => settings,
         Err(finding) => return finding,
     };
-    let off: Vec<_> = settings.iter().filter(|setting| setting.value == "off").map(|s| s.name.as_str()).collect();
+    let off: Vec<_> =
+        settings.iter().filter(|setting| setting.value == "off").map(|s| s.name.as_str()).collect();
     if off.is_empty() {
         return Finding::ok("fsync, full_page_writes and synchronous_commit are on");
     }
@@ -198,7 +211,8 @@ pub(super) async fn connections(patient: Arc<Patient>) -> Finding {
             (SELECT nullif(rolconnlimit, -1) FROM pg_roles WHERE rolname = current_user), \
             (SELECT nullif(datconnlimit, -1) FROM pg_database WHERE datname = current_database())) AS room, \
         (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend') AS used";
-    const LIVING: &str = "SELECT count(*) AS living FROM sidekeep.daemons WHERE seen_at > now() - interval '1 minute'";
+    const LIVING: &str =
+        "SELECT count(*) AS living FROM sidekeep.daemons WHERE seen_at > now() - interval '1 minute'";
     let room: Room = match patient.one(ASKED).await {
         Ok(room) => room,
         Err(finding) => return finding,
@@ -217,7 +231,10 @@ pub(super) async fn connections(patient: Arc<Patient>) -> Finding {
         living.max(1)
     );
     if all > room {
-        return Finding::fail(why, "raise max_connections, or the limit of role or database; or lower database.pool");
+        return Finding::fail(
+            why,
+            "raise max_connections, or the limit of role or database; or lower database.pool",
+        );
     }
     Finding::ok(why)
 }
@@ -264,10 +281,15 @@ pub(super) async fn pooler(patient: Arc<Patient>) -> Finding {
     }
     match shared.as_slice() {
         [] => Finding::ok("none: each session has a server process of its own"),
-        ["the daemon"] => Finding::ok("a pooler in transaction mode, which the daemon lives with; dumps and migrations go past it"),
+        ["the daemon"] => Finding::ok(
+            "a pooler in transaction mode, which the daemon lives with; dumps and migrations go past it",
+        ),
         others => {
             let others: Vec<_> = others.iter().copied().filter(|who| *who != "the daemon").collect();
-            let why = format!("{} would go through a pooler in transaction mode, and need a session", others.join(" and "));
+            let why = format!(
+                "{} would go through a pooler in transaction mode, and need a session",
+                others.join(" and ")
+            );
             Finding::fail(why, PAST)
         }
     }
@@ -309,13 +331,16 @@ pub(super) async fn clock(patient: Arc<Patient>) -> Finding {
     let apart = theirs - (before + took / 2);
     let surely = apart.num_milliseconds().abs().saturating_sub((took / 2).num_milliseconds());
     let side = if apart.num_milliseconds() >= 0 { "ahead of" } else { "behind" };
-    let length = humantime::format_duration(std::time::Duration::from_millis(apart.num_milliseconds().unsigned_abs()));
+    let length =
+        humantime::format_duration(std::time::Duration::from_millis(apart.num_milliseconds().unsigned_abs()));
     let advice = "set both clocks by NTP (timedatectl; chronyc tracking)";
     match surely {
         ..=SKEWED => Finding::ok("this host and PostgreSQL have the same time, to a second"),
         ..=REFUSED => Finding::warn(format!("PostgreSQL's clock is {length} {side} this host's"), advice),
         _ => Finding::fail(
-            format!("PostgreSQL's clock is {length} {side} this host's: entries of the log are refused over a minute"),
+            format!(
+                "PostgreSQL's clock is {length} {side} this host's: entries of the log are refused over a minute"
+            ),
             advice,
         ),
     }
