@@ -11,6 +11,7 @@ mod replication;
 mod role;
 mod schema;
 mod server;
+mod sessions;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,8 +54,8 @@ const CHECKS: &[Check] = &[
     Check::asking("database.role", Needs::Nothing, |patient| Box::pin(server::role(patient))),
     Check::asking("database.version", Needs::Server, |patient| Box::pin(server::version(patient))),
     Check::asking("database.durability", Needs::Server, |patient| Box::pin(server::durability(patient))),
-    Check::asking("database.connections", Needs::Server, |patient| Box::pin(server::connections(patient))),
-    Check::asking("database.pooler", Needs::Server, |patient| Box::pin(server::pooler(patient))),
+    Check::asking("database.connections", Needs::Server, |patient| Box::pin(sessions::connections(patient))),
+    Check::asking("database.pooler", Needs::Server, |patient| Box::pin(sessions::pooler(patient))),
     Check::asking("clock", Needs::Server, |patient| Box::pin(server::clock(patient))),
     Check::asking("replication.standby", Needs::Server, |patient| Box::pin(replication::standby(patient))),
     Check::asking("replication.retry_interval", Needs::Server, |patient| {
@@ -222,6 +223,13 @@ fn lines(report: &Report) -> Vec<String> {
         "{} checks: {ok} ok, {warnings} warnings, {failed} failed, {skipped} skipped",
         checks.len()
     ));
+    for (status, what) in [(Status::Warn, "warnings"), (Status::Fail, "failed")] {
+        let names: Vec<_> =
+            checks.iter().filter(|told| told.finding.status == status).map(|told| told.name).collect();
+        if !names.is_empty() {
+            lines.push(format!("{what}: {}", names.join(", ")));
+        }
+    }
     lines
 }
 
@@ -259,6 +267,7 @@ mod tests {
                 "                    and that",
                 "",
                 "2 checks: 1 ok, 0 warnings, 1 failed, 0 skipped",
+                "failed: long.name",
             ]
         );
     }

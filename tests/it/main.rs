@@ -32,6 +32,7 @@ mod commands;
 mod dev;
 mod discover;
 mod doctor;
+mod doctor_faults;
 mod drill;
 mod erasure;
 mod erasure_faults;

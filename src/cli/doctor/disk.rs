@@ -4,14 +4,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::fcntl::AtFlags;
+use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::{AccessFlags, faccessat};
 use serde::Deserialize;
 
 use super::check::Finding;
 use super::patient::Patient;
-use crate::config::{Destination, Size};
+use crate::config::{self, Destination, Size};
 use crate::objects::Objects;
 
 /// Below this nothing can be relied on to be written; below that it is time to make room.
@@ -46,7 +46,9 @@ pub(super) async fn destination(patient: Arc<Patient>, key: &'static str) -> Fin
     match &destination {
         Destination::Directory(path) => {
             let path = path.clone();
-            let looked = patient.tracker.spawn_blocking(move || directory(key, &path)).await;
+            // Whoever may read the daemon's keys is root or the daemon's user.
+            let serves = config.keyring.key_files.iter().all(|file| config::secret(file).is_ok());
+            let looked = patient.tracker.spawn_blocking(move || directory(key, &path, serves)).await;
             looked.unwrap_or_else(|error| Finding::skipped(error.to_string()))
         }
         Destination::S3(_) | Destination::Gs(_) => bucket(&patient, key, &destination).await,
@@ -74,7 +76,7 @@ async fn bucket(patient: &Patient, key: &str, destination: &Destination) -> Find
 }
 
 /// A directory that is not there yet is made by whoever first writes to it: what it will be in is looked at then.
-fn directory(key: &str, path: &Path) -> Finding {
+fn directory(key: &str, path: &Path, serves: bool) -> Finding {
     let there = path.ancestors().find(|above| above.exists());
     let Some(there) = there else {
         return Finding::fail(format!("{}: there is no such place", path.display()), "mount it");
@@ -85,23 +87,31 @@ fn directory(key: &str, path: &Path) -> Finding {
             format!("name another one in {key}"),
         );
     }
-    if faccessat(nix::fcntl::AT_FDCWD, there, AccessFlags::W_OK | AccessFlags::X_OK, AtFlags::AT_EACCESS)
-        .is_err()
-    {
-        let why = format!("{} is not writable for the user who runs doctor", there.display());
-        let advice = "give it to the daemon's user, and name it in ReadWritePaths= of the unit";
-        // Root may write wherever a disk can be written to: for it, this is no question of who asks.
-        return if nix::unistd::geteuid().is_root() {
-            Finding::fail(format!("{} cannot be written to", there.display()), "is it mounted read-only?")
-        } else {
-            Finding::warn(why, advice)
-        };
+    if faccessat(AT_FDCWD, there, AccessFlags::W_OK | AccessFlags::X_OK, AtFlags::AT_EACCESS).is_err() {
+        return unwritable(there, serves);
     }
     let made = if there == path { "" } else { "; it is made with the first write" };
     match room(there) {
         Err(finding) => finding,
         Ok(room) => room.judged(&format!("{}{made}", path.display())),
     }
+}
+
+/// For root this is no question of who asks; for somebody else it says nothing of the daemon.
+fn unwritable(path: &Path, serves: bool) -> Finding {
+    let path = path.display();
+    if nix::unistd::geteuid().is_root() {
+        return Finding::fail(format!("{path} cannot be written to"), "is it mounted read-only?");
+    }
+    if serves {
+        return Finding::fail(
+            format!("{path} cannot be written to by this user, who may read the daemon's keys"),
+            "give it to the daemon's user, and name it in ReadWritePaths= of the unit",
+        );
+    }
+    Finding::skipped(format!(
+        "{path}: whether the daemon may write there, this user cannot see; run doctor as root"
+    ))
 }
 
 /// What a file system has left for who is not root.

@@ -32,7 +32,7 @@ pub(super) enum Way {
     /// It was tried.
     Tried {
         /// The connection to a primary, if there is one.
-        probe: Option<Probe>,
+        probe: Option<Box<Probe>>,
         /// Each of its hosts.
         hosts: Vec<Tried>,
     },
@@ -64,14 +64,14 @@ impl Way {
             Err(error) => Self::None(error.to_string()),
             Ok(url) => match Probe::connect(&config.database, &url, tracker).await {
                 Err(error) => Self::Wrong(error),
-                Ok((probe, hosts)) => Self::Tried { probe, hosts },
+                Ok((probe, hosts)) => Self::Tried { probe: probe.map(Box::new), hosts },
             },
         }
     }
 
     pub(super) fn probe(&self) -> Option<&Probe> {
         match self {
-            Self::Tried { probe, .. } => probe.as_ref(),
+            Self::Tried { probe, .. } => probe.as_deref(),
             _ => None,
         }
     }
