@@ -61,6 +61,7 @@ const CHECKS: &[Check] = &[
     Check::asking("replication.retry_interval", Needs::Server, |patient| {
         Box::pin(replication::retry_interval(patient))
     }),
+    Check::asking("replication.slots", Needs::Server, |patient| Box::pin(replication::slots(patient))),
     Check::here("schema.migrations", schema::migrations),
     Check::asking("role.attributes", Needs::Server, |patient| Box::pin(role::attributes(patient))),
     Check::asking("role.ownership", Needs::Server, |patient| Box::pin(role::ownership(patient))),

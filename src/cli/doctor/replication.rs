@@ -11,6 +11,9 @@ use crate::config::OnGap;
 /// The longest that a standby may wait before it asks again for what it lacks, in milliseconds.
 const LONGEST_RETRY: i64 = 1000;
 
+/// So much write-ahead log may be kept for a standby that is not there, in bytes.
+const KEPT: i64 = 1 << 30;
+
 /// What the server says. A role that is not told about standbys sees that there are some.
 const ASKED: &str = "SELECT current_setting('synchronous_standby_names') AS names, \
     coalesce(substring(current_setting('synchronous_standby_names') from '^\\s*(?:(?:any|first|ANY|FIRST)\\s+)?(\\d+)\\s*\\(')::int, 1) \
@@ -101,4 +104,38 @@ pub(super) async fn retry_interval(patient: Arc<Patient>) -> Finding {
     Finding::ok(format!(
         "wal_retrieve_retry_interval is {length} here; a standby's own cannot be seen from here"
     ))
+}
+
+#[derive(Deserialize)]
+struct Slot {
+    slot: String,
+    kept: Option<i64>,
+}
+
+/// Whether write-ahead log is kept for somebody who does not come for it, until the disk is full.
+pub(super) async fn slots(patient: Arc<Patient>) -> Finding {
+    const IDLE: &str = "SELECT slot_name AS slot, pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint AS kept \
+        FROM pg_replication_slots WHERE NOT active ORDER BY 2 DESC NULLS LAST";
+    let idle: Vec<Slot> = match patient.ask(IDLE).await {
+        Ok(idle) => idle,
+        Err(finding) => return finding,
+    };
+    let Some(most) = idle.first() else { return Finding::ok("none that nobody reads") };
+    let kept = most.kept.unwrap_or_default();
+    let shown = bytesize::ByteSize::b(kept.unsigned_abs()).display().iec();
+    let why = format!(
+        "nobody reads the replication slot {}, and {shown} of write-ahead log are kept for it",
+        most.slot
+    );
+    if kept > KEPT {
+        return Finding::warn(
+            why,
+            format!(
+                "start the standby that it is for, or drop it before the disk is full: SELECT pg_drop_replication_slot('{}'); \
+                 max_slot_wal_keep_size bounds it",
+                most.slot
+            ),
+        );
+    }
+    Finding::ok(why)
 }
