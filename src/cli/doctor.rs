@@ -6,6 +6,7 @@ mod daemon;
 mod disk;
 mod files;
 mod jobs;
+mod keyring;
 mod patient;
 mod replication;
 mod role;
@@ -68,7 +69,8 @@ const CHECKS: &[Check] = &[
     Check::asking("role.grants", Needs::Schema, |patient| Box::pin(role::grants(patient))),
     Check::asking("schema.triggers", Needs::Schema, |patient| Box::pin(schema::triggers(patient))),
     Check::asking("schema.months", Needs::Schema, |patient| Box::pin(schema::months(patient))),
-    Check::asking("keyring.database", Needs::Schema, |patient| Box::pin(schema::keys(patient))),
+    Check::asking("keyring.database", Needs::Schema, |patient| Box::pin(keyring::database(patient))),
+    Check::asking("keyring.backup", Needs::Schema, |patient| Box::pin(keyring::backup(patient))),
     Check::asking("audit.checkpoint", Needs::Schema, |patient| Box::pin(audit::checkpoint(patient))),
     Check::asking("audit.publication", Needs::Schema, |patient| Box::pin(audit::publication(patient))),
     Check::asking("retention.floor", Needs::Schema, |patient| Box::pin(audit::floor(patient))),

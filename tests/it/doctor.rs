@@ -202,3 +202,39 @@ fn a_server_that_stands_still_holds_nobody_up() {
     ran.assert_fails("database.reach", "no answer within 1s", "is it running");
     assert!(took < Duration::from_secs(10), "{took:?}");
 }
+
+#[test]
+fn a_place_that_is_not_mounted_and_a_database_that_was_put_back_are_found() {
+    let world = World::new();
+    let keyring = world.path("keyring");
+    let daemon = world.start_with(&format!("keyring.backup = \"file://{}\"\n", keyring.display()));
+    daemon.ok("preferences.set", json!({ "user_id": "u", "preferences": {} }));
+    assert_eq!(daemon.ok("job.run", json!({ "name": "keyring_backup" }))["state"], "ok");
+    let config = daemon.config.clone();
+    daemon.stop();
+    assert_eq!(Ran::of(sidekeep(), &config).check("keyring.backup")["status"], "ok");
+
+    world.sql("DELETE FROM keyring_writes");
+    Ran::of(sidekeep(), &config).assert_fails(
+        "keyring.backup",
+        "lacks what its keyring's backup tells",
+        "--accept-gap",
+    );
+
+    std::fs::rename(&keyring, world.path("elsewhere")).unwrap();
+    Ran::of(sidekeep(), &config).assert_fails("destination.keyring", "is not there", "mount it");
+    assert!(!keyring.exists(), "looking has made it");
+}
+
+#[test]
+fn a_job_that_nobody_runs_is_overdue() {
+    let world = World::new();
+    world.start().stop();
+    world.sql("DELETE FROM job_runs; UPDATE deployment SET created_at = now() - interval '3 days'");
+    let ran = doctor(&world, "");
+    for name in ["job.verify", "job.retention", "job.partitions"] {
+        ran.assert_fails(name, "no daemon ran it", "jobs.enabled");
+    }
+    let ran = doctor(&world, "jobs.enabled = false\n");
+    assert_eq!(ran.check("job.verify")["status"], "skipped", "{}", ran.said);
+}

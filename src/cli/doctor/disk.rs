@@ -9,7 +9,7 @@ use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::{AccessFlags, faccessat};
 use serde::Deserialize;
 
-use super::check::Finding;
+use super::check::{Finding, Needs};
 use super::patient::Patient;
 use crate::config::{self, Destination, Size};
 use crate::objects::Objects;
@@ -46,6 +46,12 @@ pub(super) async fn destination(patient: Arc<Patient>, key: &'static str) -> Fin
     match &destination {
         Destination::Directory(path) => {
             let path = path.clone();
+            if !path.exists() && was_used(&patient, key, &destination).await {
+                return Finding::fail(
+                    format!("{} is not there, and something was written to it before", path.display()),
+                    "mount it: what is written beside it meanwhile would be found by nobody",
+                );
+            }
             // Whoever may read the daemon's keys is root or the daemon's user.
             let serves = config.keyring.key_files.iter().all(|file| config::secret(file).is_ok());
             let looked = patient.tracker.spawn_blocking(move || directory(key, &path, serves)).await;
@@ -53,6 +59,28 @@ pub(super) async fn destination(patient: Arc<Patient>, key: &'static str) -> Fin
         }
         Destination::S3(_) | Destination::Gs(_) => bucket(&patient, key, &destination).await,
     }
+}
+
+/// Whether the database knows of something that is kept there.
+async fn was_used(patient: &Patient, key: &str, destination: &Destination) -> bool {
+    #[derive(Deserialize)]
+    struct Used {
+        used: bool,
+    }
+    let url = destination.to_string().replace('\'', "''");
+    let kept = match key {
+        "archive.destination" => {
+            format!("sidekeep.audit_archives WHERE removed_at IS NULL AND starts_with(object, '{url}/')")
+        }
+        // Where the dumps are the database does not know: a place that was named anew is made by the first one.
+        "backup.destination" => return false,
+        "keyring.backup" => {
+            format!("sidekeep.keyring_backups WHERE destination = '{url}' AND stored_at IS NOT NULL")
+        }
+        _ => format!("sidekeep.audit_publications WHERE destination = '{url}'"),
+    };
+    let asked = format!("SELECT EXISTS (SELECT FROM {kept}) AS used");
+    patient.lacks(Needs::Schema).is_none() && patient.one::<Used>(&asked).await.is_ok_and(|found| found.used)
 }
 
 async fn bucket(patient: &Patient, key: &str, destination: &Destination) -> Finding {

@@ -1,4 +1,4 @@
-//! Checks of the schema: complete, guarded by its triggers, with months ahead, and of the keys that are given here.
+//! Checks of the schema: complete, guarded by its triggers, and with months ahead.
 
 use std::sync::Arc;
 
@@ -6,8 +6,6 @@ use serde::Deserialize;
 
 use super::check::Finding;
 use super::patient::Patient;
-use crate::app;
-use crate::keyring::StartError;
 use crate::store::migrations::Schema;
 
 /// The triggers that guard what is in a table, and the table; each month of the log has the one of the log.
@@ -160,27 +158,5 @@ pub(super) async fn months(patient: Arc<Patient>) -> Finding {
             format!("{} is missing: from its first day on no entry can be written", first.month),
             advice,
         ),
-    }
-}
-
-/// Whether the keys that are given here are the database's.
-pub(super) async fn keys(patient: Arc<Patient>) -> Finding {
-    let keyring = match app::open_keys(patient.config()) {
-        Ok(keyring) => keyring,
-        Err(_) => return Finding::skipped("the keys cannot be read; see keyring.files"),
-    };
-    let compared = match patient.store() {
-        Ok((store, deadline)) => keyring.compare(store, &deadline).await,
-        Err(finding) => return finding,
-    };
-    match compared {
-        Ok(true) => Finding::ok("the database is this deployment's, and its keys are here"),
-        Ok(false) => Finding::ok("no daemon has used this database yet"),
-        Err(StartError::Database(error)) => super::patient::unanswered(&error),
-        Err(StartError::DoesNotOpen(kek)) => Finding::fail(
-            StartError::DoesNotOpen(kek).to_string(),
-            "restore the row from a backup; without it no head of the log is believed",
-        ),
-        Err(error) => Finding::fail(error.to_string(), "no daemon serves until then"),
     }
 }
