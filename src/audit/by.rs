@@ -62,6 +62,7 @@ pub struct By {
 struct Noted {
     subject: Option<UserId>,
     resource: Option<(&'static str, String)>,
+    sought: Option<String>,
     digest: Option<String>,
     also: Option<i64>,
     labels: Vec<(String, String)>,
@@ -115,6 +116,11 @@ impl By {
         self.noted().resource = Some((kind, id.into()));
     }
 
+    /// Notes the id that was looked for, where it is not known of what it is one.
+    pub fn seeks(&self, id: &str) {
+        self.noted().sought = Some(id.to_owned());
+    }
+
     /// Notes the SHA-256 of the row that was stored.
     pub fn stored(&self, sha256: String) {
         self.noted().digest = Some(sha256);
@@ -165,6 +171,9 @@ impl By {
         own.extend(noted.digest.map(|digest| (DIGEST, digest)));
         let own = own.into_iter().map(|(name, value)| (name.to_owned(), value)).chain(noted.labels);
         let (kind, id) = noted.resource.unzip();
+        // Where no person is known of, the id may be one's: whoever mixes the two up must not leave it in the clear for ever.
+        let sought = id.as_deref().or(noted.sought.as_deref()).filter(|_| noted.subject.is_none());
+        let mistaken = sought.and_then(|id| UserId::parse(id).ok());
         let given = Append {
             action: Term::parse(self.method).map_err(crate::error::Error::internal)?,
             user_id: self.actor.clone(),
@@ -182,6 +191,7 @@ impl By {
         let mut draft = Draft::new(given, Some(Labels::of(own)))?;
         // Only a call that succeeded makes a person of its actor.
         draft.creates = outcome == Outcome::Success;
+        draft.mistaken = mistaken;
         Ok(draft)
     }
 }

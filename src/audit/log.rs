@@ -12,6 +12,7 @@ use super::doing::{Doing, Leased};
 use super::draft::{Draft, Known};
 use super::entry::{Append, Outcome};
 use super::gap::Gap;
+use super::looks::Looks;
 use super::note::VerifierKey;
 use super::publication::Publication;
 use super::queue::{Pinned, Queue, Receipt};
@@ -35,6 +36,7 @@ pub struct Log {
     pub(super) publication: Arc<Publication>,
     queue: Queue,
     doing: Arc<Doing>,
+    pub(super) looks: Looks,
 }
 
 /// What was staged, if anything is to be.
@@ -96,7 +98,8 @@ impl Log {
         let keys = signers.iter().map(key).collect();
         let publication = Arc::new(Publication::new(store.clone(), keyring.clone(), keys, config));
         let (verified, to_verify) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { store, keyring, signers, verified, to_verify, publication, queue, doing }
+        let looks = Looks::new(config.database.pool);
+        Self { store, keyring, signers, verified, to_verify, publication, queue, doing, looks }
     }
 
     /// Its publication.

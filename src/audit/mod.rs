@@ -16,6 +16,7 @@ mod growth;
 mod head_mac;
 mod heads;
 mod log;
+mod looks;
 pub mod merkle;
 mod months;
 pub mod note;
