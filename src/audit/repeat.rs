@@ -10,32 +10,26 @@ use crate::error::{Error, Result};
 use crate::keyring::Keyring;
 use crate::store::{Deadline, Store};
 
-/// Where the entries of a repeated call are.
+/// Where these entries of a repeated call are, which were all found; each with what to begin with where it is at fault.
 ///
 /// # Errors
-/// [`Error::Conflict`] when one of the ids stands for another entry, or when only some are there.
+/// [`Error::Conflict`] when one of the ids stands for another entry.
 pub(super) async fn answer(
     store: &Store,
     keyring: &Keyring,
-    drafts: &[Draft],
+    drafts: &[(String, &Draft)],
     found: &HashMap<String, Stored>,
     deadline: &Deadline,
 ) -> Result<Vec<Receipt>> {
-    let conflict = || Error::conflict("another entry has this id");
-    let rows: Vec<Stored> = drafts.iter().filter_map(|draft| found.get(&draft.entry.id)).cloned().collect();
-    if rows.len() < drafts.len() {
-        let there = drafts.iter().position(|draft| found.contains_key(&draft.entry.id)).unwrap_or_default();
-        return Err(Error::conflict(format!(
-            "entries[{there}].id is in the log already, and others of these are not: nothing was appended; send without it what is new"
-        )));
-    }
+    let rows: Vec<Stored> =
+        drafts.iter().filter_map(|(_, draft)| found.get(&draft.entry.id)).cloned().collect();
     let opener = Opener::of(store, keyring, &rows, deadline).await?;
     let mut receipts = Vec::with_capacity(drafts.len());
-    for (draft, row) in drafts.iter().zip(rows) {
+    for ((which, draft), row) in drafts.iter().zip(rows) {
         let shown = opener.open(row)?;
         // An id that the daemon made itself is in the log only with the very entry that it was made for.
         if draft.given.as_ref().is_some_and(|given| !shown.repeats(given)) {
-            return Err(conflict());
+            return Err(Error::conflict(format!("{which}another entry has this id")));
         }
         receipts.push(Receipt {
             id: shown.id,
