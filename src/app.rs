@@ -83,8 +83,15 @@ pub enum OpenError {
     #[error(transparent)]
     Url(#[from] config::DatabaseUrlError),
     /// A key file cannot be read.
-    #[error("keyring.key_files: {0}")]
-    KeyFile(#[from] config::SecretError),
+    #[error("{key}: {source}; {make}")]
+    KeyFile {
+        /// What names it.
+        key: &'static str,
+        /// Which file, and what is wrong.
+        source: config::SecretError,
+        /// How one is made.
+        make: &'static str,
+    },
     /// A key file holds no key.
     #[error("keyring.key_files: {0}")]
     Kek(#[from] KekError),
@@ -443,15 +450,28 @@ pub fn public_keys(config: &Config) -> Result<Vec<Vec<u8>>, OpenError> {
 }
 
 fn read_signers(config: &Config) -> Result<Vec<SigningKey>, OpenError> {
-    let read = |file| Ok(SigningKey::parse(PathBuf::from(format!("{file}")), &config::secret(file)?)?);
+    let unread = |source| OpenError::KeyFile {
+        key: "signing.key_files",
+        source,
+        make: "`sidekeep signing generate --out FILE` makes one",
+    };
+    let read = |file: &config::SecretFile| {
+        let text = config::secret(file).map_err(unread)?;
+        Ok(SigningKey::parse(PathBuf::from(file.to_string()), &text)?)
+    };
     config.signing.key_files.iter().map(read).collect()
 }
 
 fn read_keks(config: &Config) -> Result<Keks, OpenError> {
+    let unread = |source| OpenError::KeyFile {
+        key: "keyring.key_files",
+        source,
+        make: "of a new deployment, `sidekeep keyring generate --out FILE` makes one",
+    };
     let mut keks = Vec::with_capacity(config.keyring.key_files.len());
     for file in &config.keyring.key_files {
         let path = PathBuf::from(file.to_string());
-        keks.push((path.clone(), Kek::parse(path, &config::secret(file)?)?));
+        keks.push((path.clone(), Kek::parse(path, &config::secret(file).map_err(unread)?)?));
     }
     Ok(Keks::new(keks)?)
 }

@@ -92,8 +92,9 @@ impl RunError {
             Self::Open(error) => matches!(
                 &**error,
                 OpenError::Url(_)
-                    | OpenError::KeyFile(_)
+                    | OpenError::KeyFile { .. }
                     | OpenError::Kek(_)
+                    | OpenError::SigningKey(_)
                     | OpenError::Connect(_)
                     | OpenError::Keyring(StartError::OtherDeployment { .. } | StartError::MissingKek { .. })
             ),
