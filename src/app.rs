@@ -341,7 +341,7 @@ fn open_records(
     end: &CancellationToken,
 ) -> Result<Records, OpenError> {
     let keyring = Arc::new(Keyring::new(config.deployment.name.as_str(), read_keks(config)?));
-    let store = Arc::new(Store::new(&config.database, &config::database_url(config)?, tracker.clone())?);
+    let store = Arc::new(read_store(config, tracker)?);
     let log = Arc::new(Log::start(store.clone(), keyring.clone(), read_signers(config)?, config, end));
     Ok(Records::new(store, keyring, log, config.limits.clone()))
 }
@@ -435,10 +435,16 @@ pub fn open_store(
     tracker: &TaskTracker,
     end: &CancellationToken,
 ) -> Result<Arc<Store>, OpenError> {
-    let store = Arc::new(Store::new(&config.database, &config::database_url(config)?, tracker.clone())?);
+    let store = Arc::new(read_store(config, tracker)?);
     let (watched, watching) = (store.clone(), end.clone());
     tracker.spawn(async move { watched.observe(watching).await });
     Ok(store)
+}
+
+fn read_store(config: &Config, tracker: &TaskTracker) -> Result<Store, OpenError> {
+    let replica = config::replica_url(config)?;
+    let store = Store::new(&config.database, &config::database_url(config)?, tracker.clone())?;
+    Ok(store.with_replica(&config.database, replica.as_ref().map(|url| url.as_str()))?)
 }
 
 /// The public keys of those that this deployment signs with, or has signed with before.

@@ -52,6 +52,7 @@ mod publication;
 mod readme;
 mod records;
 mod recover;
+mod replica;
 mod requests;
 mod restore;
 mod restore_dumps;
