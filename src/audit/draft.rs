@@ -39,6 +39,8 @@ pub struct Draft {
     pub creates: bool,
     /// Whether it is sidekeep's own, and not an application's.
     pub own: bool,
+    /// Whether it came in a list, so that what is wrong with it names its place there.
+    pub listed: bool,
     /// What is stored in the clear; its persons are not filled in yet.
     pub entry: Entry,
     client: Option<String>,
@@ -109,6 +111,7 @@ impl Draft {
         let id = given.id.unwrap_or_else(RecordId::generate);
         Ok(Self {
             own: own.is_some(),
+            listed: false,
             entry: Entry {
                 stream: 0,
                 position: 0,

@@ -47,8 +47,8 @@ impl Writer {
                     None => kept.push(Work::Append(group)),
                     Some(index) => {
                         let error = Error::invalid("occurred_at", "must not be more than five minutes ahead");
-                        let many = group.drafts.len() > 1;
-                        group.answer(Err(if many { in_entry(index, error) } else { error }));
+                        let listed = group.drafts.iter().any(|draft| draft.listed);
+                        group.answer(Err(if listed { in_entry(index, error) } else { error }));
                     }
                 },
                 staged => kept.push(staged),
@@ -115,8 +115,8 @@ impl Writer {
         found: &HashMap<String, Stored>,
         deadline: &Deadline,
     ) -> Option<Group> {
-        let many = group.drafts.len() > 1;
-        let which = |place| if many { format!("entries[{place}].id: ") } else { String::new() };
+        let listed = group.drafts.iter().any(|draft| draft.listed);
+        let which = |place| if listed { format!("entries[{place}].id: ") } else { String::new() };
         let (places, drafts): (Vec<usize>, Vec<(String, &Draft)>) = group
             .drafts
             .iter()
