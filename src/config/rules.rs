@@ -251,7 +251,9 @@ impl Rules<'_> {
             Err(message) => self.refuse(key, message),
             Ok(parsed) if parsed.password => self.refuse(
                 key,
-                format!("holds a password; put the whole URL into a file of mode 0640 and name that in {file}"),
+                format!(
+                    "holds a password; put the whole URL into a file of mode 0640 and name that in {file}"
+                ),
             ),
             Ok(parsed) => {
                 if let Err(message) = parsed.with(self.config.database.tls)

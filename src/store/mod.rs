@@ -86,7 +86,14 @@ impl Store {
             .runtime(deadpool::Runtime::Tokio1)
             .build()
             .map_err(|error| connect::ConnectError::Url(error.to_string()))?;
-        Ok(Self { pool, target, replica: None, acquire_timeout: database.acquire_timeout.duration(), tracker, watch })
+        Ok(Self {
+            pool,
+            target,
+            replica: None,
+            acquire_timeout: database.acquire_timeout.duration(),
+            tracker,
+            watch,
+        })
     }
 
     /// What was last seen of the server.

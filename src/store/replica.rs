@@ -74,7 +74,9 @@ impl Store {
             let lsn: &(dyn tokio_postgres::types::ToSql + Sync) = &position.lsn;
             let row = deadline
                 .run(replica.client.query_one(REPLICA, &[lsn]))
-                .await.map_err(|_| late())?.map_err(|error| error.to_string())?;
+                .await
+                .map_err(|_| late())?
+                .map_err(|error| error.to_string())?;
             if row.get::<_, String>("system") != position.system {
                 return Err("it is of another cluster than the primary".to_owned());
             }

@@ -131,7 +131,7 @@ fn health_and_status_are_for_people_and_probes() {
 }
 
 /// A file with one mistake, where it is, and what the message must name.
-const BROKEN: [(&str, &str, &str); 24] = [
+const BROKEN: [(&str, &str, &str); 26] = [
     ("[socket]\npaht = \"/x\"\n", ":2:1", "path"),
     ("[sockets]\npath = \"/x\"\n", ":1:2", "socket"),
     ("[limits]\ncalls = \"many\"\n", ":2:9", "limits.calls"),
@@ -150,6 +150,12 @@ const BROKEN: [(&str, &str, &str); 24] = [
     ("[database]\nurl = \"mysql://u@localhost/x\"\n", ":2:7", "database.url"),
     ("[database]\nurl = \"postgresql://u@db.example/x\"\ntls = \"off\"\n", ":2:7", "tls"),
     ("[database]\ntls = \"prefer\"\n", ":2:7", "database.tls"),
+    (
+        "[database]\nurl = \"postgresql://u@/x?host=/run\"\nreplica_url = \"postgresql://u:secret@localhost/x\"\n",
+        ":3:15",
+        "database.replica_url",
+    ),
+    ("[backup]\ndrill_url = \"postgresql://u:secret@localhost/x\"\n", ":2:13", "backup.drill_url"),
     ("[log]\nlevel = \"loud\"\n", ":2:9", "log.level"),
     ("[log]\nlevel = \"info\"\nlevel = \"warn\"\n", ":3:1", "duplicate"),
     ("[[access.rules]]\nrole = \"app\"\n", ":1:1", "access.rules[0]"),

@@ -46,6 +46,7 @@ mod keys;
 mod limits;
 mod month;
 mod objects;
+mod one_transaction;
 mod outcome;
 mod protocol;
 mod publication;

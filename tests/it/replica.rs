@@ -37,7 +37,8 @@ fn the_log_is_verified_from_a_replica_that_has_all_of_it_and_else_from_the_prima
     let owner = moved(&world.owner_url);
     std::thread::scope(|scope| {
         let running = scope.spawn(|| standby.up());
-        let more = format!("database.replica_url = {:?}\nlimits.call_timeout = \"2m\"\n", moved(&world.app_url));
+        let more =
+            format!("database.replica_url = {:?}\nlimits.call_timeout = \"2m\"\n", moved(&world.app_url));
         let daemon = world.start_with(&more);
         wait_for("the standby", || {
             let asked = Command::new("psql").args([&owner, "-XqAtc", "SELECT 1"]).output().unwrap();
