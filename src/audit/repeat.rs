@@ -21,21 +21,23 @@ pub(super) async fn answer(
     found: &HashMap<String, Stored>,
     deadline: &Deadline,
 ) -> Result<Vec<Receipt>> {
-    let conflict = || Error::conflict("another entry has this id");
-    let rows: Vec<Stored> = drafts.iter().filter_map(|draft| found.get(&draft.entry.id)).cloned().collect();
-    if rows.len() < drafts.len() {
-        let there = drafts.iter().position(|draft| found.contains_key(&draft.entry.id)).unwrap_or_default();
-        return Err(Error::conflict(format!(
-            "entries[{there}].id is in the log already, and others of these are not: nothing was appended; send without it what is new"
-        )));
-    }
+    let many = drafts.len() > 1;
+    let there: Vec<(usize, &Draft, &Stored)> = drafts
+        .iter()
+        .enumerate()
+        .filter_map(|(index, draft)| Some((index, draft, found.get(&draft.entry.id)?)))
+        .collect();
+    let rows: Vec<Stored> = there.iter().map(|(.., row)| (*row).clone()).collect();
     let opener = Opener::of(store, keyring, &rows, deadline).await?;
     let mut receipts = Vec::with_capacity(drafts.len());
-    for (draft, row) in drafts.iter().zip(rows) {
-        let shown = opener.open(row)?;
+    for (index, draft, row) in &there {
+        let shown = opener.open((*row).clone())?;
         // An id that the daemon made itself is in the log only with the very entry that it was made for.
         if draft.given.as_ref().is_some_and(|given| !shown.repeats(given)) {
-            return Err(conflict());
+            return Err(Error::conflict(match many {
+                true => format!("entries[{index}].id: another entry has this id; nothing was appended"),
+                false => "another entry has this id".to_owned(),
+            }));
         }
         receipts.push(Receipt {
             id: shown.id,
@@ -44,5 +46,10 @@ pub(super) async fn answer(
             recorded_at: shown.recorded_at,
         });
     }
-    Ok(receipts)
+    match there.first() {
+        Some((index, ..)) if there.len() < drafts.len() => Err(Error::conflict(format!(
+            "entries[{index}].id is in the log already, and others of these are not: nothing was appended; send without it what is new"
+        ))),
+        _ => Ok(receipts),
+    }
 }

@@ -61,6 +61,8 @@ pub struct About {
     pub entered: bool,
     /// Whether it waits for the writers of the log and for nothing else.
     pub queued: bool,
+    /// Whether it spends its time waiting for something to happen, and so takes nobody's place at the database.
+    pub waits: bool,
     /// Whether it changes something.
     pub writes: bool,
     /// Whether it is answered however busy the daemon is.
@@ -79,6 +81,7 @@ impl About {
             stored: true,
             entered: true,
             queued: false,
+            waits: false,
             writes: false,
             uncounted: false,
         }
@@ -95,6 +98,7 @@ impl About {
             stored: true,
             entered: true,
             queued: false,
+            waits: false,
             writes: true,
             uncounted: false,
         }
@@ -120,6 +124,7 @@ impl About {
             stored: true,
             entered: false,
             queued: false,
+            waits: false,
             writes: false,
             uncounted: false,
         }
@@ -164,6 +169,7 @@ impl About {
             stored: false,
             entered: false,
             queued: false,
+            waits: false,
             writes: false,
             uncounted: true,
         }
@@ -215,6 +221,8 @@ pub struct Entry {
     pub entered: bool,
     /// See [`About::queued`].
     pub queued: bool,
+    /// See [`About::waits`].
+    pub waits: bool,
     /// See [`About::writes`].
     pub writes: bool,
     /// See [`About::uncounted`].
@@ -287,6 +295,7 @@ impl Methods {
             stored: about.stored,
             entered: about.entered,
             queued: about.queued,
+            waits: about.waits,
             writes: about.writes,
             uncounted: about.uncounted,
             handler,
