@@ -36,7 +36,7 @@ fn world(cluster: &Cluster) -> World {
     World::on(cluster)
 }
 
-const FAULTS: [Fault; 22] = [
+const FAULTS: [Fault; 23] = [
     (
         "unreachable",
         |cluster| {
@@ -143,6 +143,20 @@ const FAULTS: [Fault; 22] = [
         "database.pooler",
         "transaction mode",
         "PostgreSQL itself",
+    ),
+    (
+        "migrations through a pooler",
+        |cluster| {
+            let world = world(cluster);
+            let pooler = Pooler::start(cluster, "transaction")?;
+            let file = world.path("migrate-url");
+            std::fs::write(&file, pooler.url(&world.app_url, cluster)).unwrap();
+            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+            Some(doctor(&world, &format!("database.migrate_url_file = {file:?}\n")))
+        },
+        "database.pooler",
+        "sidekeep migrate and dumps would go through a pooler",
+        "database.direct_url_file",
     ),
     (
         "disk",

@@ -107,11 +107,11 @@ impl Patient {
                 false => None,
             }
         };
-        let plain = url.as_ref().ok().map(|url| url.to_string());
+        let again = url.as_ref().ok().cloned();
         let (daemon, owner) = tokio::join!(Way::of(url, config, &tracker), owners);
         let end = CancellationToken::new();
         let mut patient = Self { loaded, daemon, owner, schema: None, store: None, tracker, end };
-        if let (Some(_), Some(url)) = (patient.daemon.probe(), plain) {
+        if let (Some(_), Some(url)) = (patient.daemon.probe(), again) {
             let database = &patient.loaded.config.database;
             let asked = migrations::check(database, &url, &patient.tracker);
             let schema = tokio::time::timeout(PATIENCE, asked).await;

@@ -1,9 +1,9 @@
 //! Checks of the connections: whether there are enough of them, and whether each is a session of its own.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::Deserialize;
+use zeroize::Zeroizing;
 
 use super::check::{Finding, Needs};
 use super::patient::{Patient, unanswered};
@@ -73,13 +73,13 @@ pub(super) async fn pooler(patient: Arc<Patient>) -> Finding {
         ("sidekeep migrate", config::migrate_url(config)),
         ("dumps", config::direct_url(config)),
     ];
-    let mut known: BTreeMap<String, Sessions> = BTreeMap::new();
+    let mut known: Vec<(Zeroizing<String>, Sessions)> = Vec::new();
     let mut shared = Vec::new();
     for (who, url) in ways {
         // One that cannot be had, or not be reached, has its own check.
         let Ok(url) = url else { continue };
-        let found = match known.get(url.as_str()) {
-            Some(found) => *found,
+        let found = match known.iter().find(|(other, _)| *other == url) {
+            Some((_, found)) => *found,
             None => match two(&patient, &url).await {
                 Ok(Some((one, other))) => match sessions(&one, &other).await {
                     Ok(found) => found,
@@ -89,7 +89,7 @@ pub(super) async fn pooler(patient: Arc<Patient>) -> Finding {
                 Err(finding) => return finding,
             },
         };
-        known.insert(url.to_string(), found);
+        known.push((url, found));
         match found {
             Sessions::Own => {}
             Sessions::SharedAndForgetful if who == "the daemon" => {
