@@ -75,18 +75,8 @@ impl Draft {
         let identifies = |field: &str| {
             Error::invalid(field, "is a person's user id, which must not stand in the log in the clear")
         };
-        if is_person(given.action.as_str()) {
-            return Err(identifies("action"));
-        }
-        // What sidekeep writes there itself is a word of its own, whatever somebody is called.
-        if own.is_none() && given.resource_type.as_ref().is_some_and(|kind| is_person(kind.as_str())) {
-            return Err(identifies("resource_type"));
-        }
-        if given.id.as_ref().is_some_and(|id| is_person(id.as_str())) {
-            return Err(identifies("id"));
-        }
-        if given.labels.iter().flat_map(Labels::iter).any(|(key, value)| is_person(key) || is_person(value)) {
-            return Err(identifies("labels"));
+        if let Some(field) = in_the_clear(&given, own.is_some(), &is_person) {
+            return Err(identifies(field));
         }
         // Of sidekeep's own labels these are the caller's words.
         let said = |(key, value): &(&str, &str)| !key.starts_with(OWN_LABELS) && is_person(value);
@@ -196,6 +186,24 @@ impl Draft {
             self.entry.resource_id = Some(SUBJECT.to_owned());
         }
         Ok(())
+    }
+}
+
+/// The field of the caller's that names a person where it stays in the clear.
+fn in_the_clear(given: &Append, own: bool, is_person: &dyn Fn(&str) -> bool) -> Option<&'static str> {
+    // What sidekeep writes there itself is a word of its own, whatever somebody is called.
+    let kind = given.resource_type.as_ref().filter(|_| !own);
+    let labels = || given.labels.iter().flat_map(Labels::iter);
+    if is_person(given.action.as_str()) {
+        Some("action")
+    } else if kind.is_some_and(|kind| is_person(kind.as_str())) {
+        Some("resource_type")
+    } else if given.id.as_ref().is_some_and(|id| is_person(id.as_str())) {
+        Some("id")
+    } else if labels().any(|(key, value)| is_person(key) || is_person(value)) {
+        Some("labels")
+    } else {
+        None
     }
 }
 
