@@ -88,6 +88,9 @@ pub enum OpenError {
     /// A key file holds no key.
     #[error("keyring.key_files: {0}")]
     Kek(#[from] KekError),
+    /// A file with a signing key cannot be read.
+    #[error("signing.key_files: {0}")]
+    SigningFile(config::SecretError),
     /// A file holds no signing key.
     #[error("signing.key_files: {0}")]
     SigningKey(#[from] SigningKeyError),
@@ -452,7 +455,10 @@ pub fn public_keys(config: &Config) -> Result<Vec<Vec<u8>>, OpenError> {
 }
 
 fn read_signers(config: &Config) -> Result<Vec<SigningKey>, OpenError> {
-    let read = |file| Ok(SigningKey::parse(PathBuf::from(format!("{file}")), &config::secret(file)?)?);
+    let read = |file| {
+        let text = config::secret(file).map_err(OpenError::SigningFile)?;
+        Ok(SigningKey::parse(PathBuf::from(format!("{file}")), &text)?)
+    };
     config.signing.key_files.iter().map(read).collect()
 }
 

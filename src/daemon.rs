@@ -95,6 +95,8 @@ impl RunError {
                 OpenError::Url(_)
                     | OpenError::KeyFile(_)
                     | OpenError::Kek(_)
+                    | OpenError::SigningFile(_)
+                    | OpenError::SigningKey(_)
                     | OpenError::Connect(_)
                     | OpenError::Keyring(StartError::OtherDeployment { .. } | StartError::MissingKek { .. })
             ),

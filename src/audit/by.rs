@@ -4,6 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::draft::Draft;
 use super::entry::{Append, DIGEST, Labels, OWN_LABELS, Outcome};
+use super::queue::Pinned;
 use super::turn::Turn;
 use crate::error::Result;
 use crate::store::Deadline;
@@ -28,8 +29,8 @@ pub(super) const TRACEPARENT: &str = "traceparent";
 pub struct By {
     /// When it must have ended.
     pub deadline: Deadline,
-    /// Which connection it came on: entries of one keep their order.
-    pub connection: usize,
+    /// Where the entries of its connection go.
+    pub pinned: Pinned,
     /// The method.
     pub method: &'static str,
     /// The peer's user id, as the kernel says.
@@ -71,10 +72,10 @@ struct Noted {
 
 impl By {
     /// A call of which nothing is known yet.
-    pub fn new(deadline: Deadline, connection: usize, method: &'static str, uid: u32) -> Self {
+    pub fn new(deadline: Deadline, pinned: Pinned, method: &'static str, uid: u32) -> Self {
         Self {
             deadline,
-            connection,
+            pinned,
             method,
             uid,
             actor: None,

@@ -15,7 +15,7 @@ use super::gap::Gap;
 use super::looks::Looks;
 use super::note::VerifierKey;
 use super::publication::Publication;
-use super::queue::{Queue, Receipt};
+use super::queue::{Pinned, Queue, Receipt};
 use super::stream::Sealed;
 use super::writer::Writer;
 use super::{months, staged};
@@ -123,7 +123,7 @@ impl Log {
 
     /// Hands over what sidekeep itself has staged. Without a writer it is found in the table later.
     pub(super) fn enter_staged(&self, entry: Sealed) {
-        self.queue.staged(0, Box::new(entry));
+        self.queue.staged(&Pinned::default(), Box::new(entry));
     }
 
     /// Whether entries are taken: not while the log is behind its publication.
@@ -201,7 +201,7 @@ impl Log {
             }
             drafts.push(draft);
         }
-        self.queue.append(by.connection, drafts, by.turn(), &by.deadline).await
+        self.queue.append(&by.pinned, drafts, by.turn(), &by.deadline).await
     }
 
     /// Appends the access entry of a call that staged none, and waits for the commit.
@@ -210,7 +210,7 @@ impl Log {
     /// As [`Log::append`]; the call must not be answered then.
     pub async fn note(&self, by: &By, outcome: Outcome, deadline: &Deadline) -> Result<()> {
         self.may_append()?;
-        self.queue.append(by.connection, vec![by.draft(outcome)?], by.turn(), deadline).await.map(drop)
+        self.queue.append(&by.pinned, vec![by.draft(outcome)?], by.turn(), deadline).await.map(drop)
     }
 
     /// Enters that a peer was refused so often.
@@ -224,7 +224,7 @@ impl Log {
         count: u64,
         deadline: &Deadline,
     ) -> Result<()> {
-        let mut by = By::new(deadline.clone(), 0, method, uid);
+        let mut by = By::new(deadline.clone(), Pinned::default(), method, uid);
         by.refused = Some(count);
         self.note(&by, Outcome::Denied, deadline).await
     }
@@ -311,7 +311,7 @@ impl Log {
     pub fn hand_over(&self, by: &By, staged: Staged) {
         if let Some(sealed) = staged {
             by.note_staged();
-            self.queue.staged(by.connection, sealed);
+            self.queue.staged(&by.pinned, sealed);
         }
     }
 

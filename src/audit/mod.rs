@@ -47,7 +47,7 @@ pub use doing::Leased;
 pub use draft::{ACTOR, Draft, Known, SUBJECT};
 pub use log::{APPEND_MANY, Log, Staged, UnknownActor};
 pub use open::Shown;
-pub use queue::{Queue, Receipt};
+pub use queue::{Pinned, Queue, Receipt};
 pub use stream::Sealed;
 pub use turn::{Turn, Turns};
 pub use writer::Writer;

@@ -295,9 +295,8 @@ impl Calls {
         Ok(result)
     }
 
-    fn by(&self, entry: &Entry, peer: &Arc<Peer>, deadline: Deadline, context: &Context) -> By {
-        // Each connection has a peer of its own, for as long as it lasts.
-        let mut by = By::new(deadline, Arc::as_ptr(peer).addr(), entry.name, peer.uid);
+    fn by(&self, entry: &Entry, peer: &Peer, deadline: Deadline, context: &Context) -> By {
+        let mut by = By::new(deadline, peer.pinned.clone(), entry.name, peer.uid);
         by.actor = context.user_id.clone();
         by.purpose = context.purpose.clone();
         by.request_id = context.request_id.clone();

@@ -48,6 +48,9 @@ pub enum ConnectError {
     /// A standby may still have what the primary has erased.
     #[error("this PostgreSQL is a standby; name the primary in database.url, or all hosts of which one is")]
     Standby,
+    /// The server takes the session, and does not answer as it has to.
+    #[error("{0}")]
+    Mute(String),
     /// No answer in time.
     #[error("no answer within {}", humantime::format_duration(*.0))]
     Timeout(Duration),
@@ -161,6 +164,16 @@ impl Target {
     /// As [`Target::connect`].
     pub(super) async fn connect_alone(&self) -> Result<Dedicated, ConnectError> {
         Ok(self.connect_pinned().await?.0)
+    }
+
+    /// One for each host.
+    pub(super) fn hosts(&self) -> &[tokio_postgres::Config] {
+        &self.hosts
+    }
+
+    /// The TLS that is spoken, if any.
+    pub(super) fn tls(&self) -> Option<&MakeRustlsConnect> {
+        self.tls.as_ref()
     }
 
     /// The first host.
