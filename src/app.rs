@@ -83,14 +83,18 @@ pub enum OpenError {
     #[error(transparent)]
     Url(#[from] config::DatabaseUrlError),
     /// A key file cannot be read.
-    #[error("keyring.key_files: {0}")]
-    KeyFile(#[from] config::SecretError),
+    #[error("{key}: {source}; {make}")]
+    KeyFile {
+        /// What names it.
+        key: &'static str,
+        /// Which file, and what is wrong.
+        source: config::SecretError,
+        /// How one is made.
+        make: &'static str,
+    },
     /// A key file holds no key.
     #[error("keyring.key_files: {0}")]
     Kek(#[from] KekError),
-    /// A file with a signing key cannot be read.
-    #[error("signing.key_files: {0}")]
-    SigningFile(config::SecretError),
     /// A file holds no signing key.
     #[error("signing.key_files: {0}")]
     SigningKey(#[from] SigningKeyError),
@@ -337,7 +341,7 @@ fn open_records(
     end: &CancellationToken,
 ) -> Result<Records, OpenError> {
     let keyring = Arc::new(Keyring::new(config.deployment.name.as_str(), read_keks(config)?));
-    let store = Arc::new(Store::new(&config.database, &config::database_url(config)?, tracker.clone())?);
+    let store = Arc::new(read_store(config, tracker)?);
     let log = Arc::new(Log::start(store.clone(), keyring.clone(), read_signers(config)?, config, end));
     Ok(Records::new(store, keyring, log, config.limits.clone()))
 }
@@ -440,10 +444,16 @@ pub fn open_store(
     tracker: &TaskTracker,
     end: &CancellationToken,
 ) -> Result<Arc<Store>, OpenError> {
-    let store = Arc::new(Store::new(&config.database, &config::database_url(config)?, tracker.clone())?);
+    let store = Arc::new(read_store(config, tracker)?);
     let (watched, watching) = (store.clone(), end.clone());
     tracker.spawn(async move { watched.observe(watching).await });
     Ok(store)
+}
+
+fn read_store(config: &Config, tracker: &TaskTracker) -> Result<Store, OpenError> {
+    let replica = config::replica_url(config)?;
+    let store = Store::new(&config.database, &config::database_url(config)?, tracker.clone())?;
+    Ok(store.with_replica(&config.database, replica.as_ref().map(|url| url.as_str()))?)
 }
 
 /// The public keys of those that this deployment signs with, or has signed with before.
@@ -455,18 +465,28 @@ pub fn public_keys(config: &Config) -> Result<Vec<Vec<u8>>, OpenError> {
 }
 
 fn read_signers(config: &Config) -> Result<Vec<SigningKey>, OpenError> {
-    let read = |file| {
-        let text = config::secret(file).map_err(OpenError::SigningFile)?;
-        Ok(SigningKey::parse(PathBuf::from(format!("{file}")), &text)?)
+    let unread = |source| OpenError::KeyFile {
+        key: "signing.key_files",
+        source,
+        make: "`sidekeep signing generate --out FILE` makes one",
+    };
+    let read = |file: &config::SecretFile| {
+        let text = config::secret(file).map_err(unread)?;
+        Ok(SigningKey::parse(PathBuf::from(file.to_string()), &text)?)
     };
     config.signing.key_files.iter().map(read).collect()
 }
 
 fn read_keks(config: &Config) -> Result<Keks, OpenError> {
+    let unread = |source| OpenError::KeyFile {
+        key: "keyring.key_files",
+        source,
+        make: "of a new deployment, `sidekeep keyring generate --out FILE` makes one",
+    };
     let mut keks = Vec::with_capacity(config.keyring.key_files.len());
     for file in &config.keyring.key_files {
         let path = PathBuf::from(file.to_string());
-        keks.push((path.clone(), Kek::parse(path, &config::secret(file)?)?));
+        keks.push((path.clone(), Kek::parse(path, &config::secret(file).map_err(unread)?)?));
     }
     Ok(Keks::new(keks)?)
 }

@@ -93,9 +93,8 @@ impl RunError {
             Self::Open(error) => matches!(
                 &**error,
                 OpenError::Url(_)
-                    | OpenError::KeyFile(_)
+                    | OpenError::KeyFile { .. }
                     | OpenError::Kek(_)
-                    | OpenError::SigningFile(_)
                     | OpenError::SigningKey(_)
                     | OpenError::Connect(_)
                     | OpenError::Keyring(StartError::OtherDeployment { .. } | StartError::MissingKek { .. })

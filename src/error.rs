@@ -19,7 +19,7 @@ pub enum Error {
         message: String,
     },
     /// There is no such record, entry or subject.
-    #[error("there is no such {what}")]
+    #[error("{}", none_of(what))]
     NotFound {
         /// The noun, as in `profile`.
         what: &'static str,
@@ -112,6 +112,15 @@ impl Error {
     /// PostgreSQL is away, and nothing was committed.
     pub fn unavailable(why: impl Into<String>) -> Self {
         Self::Unavailable { why: why.into() }
+    }
+}
+
+/// That there is none, and for what is listed elsewhere, where.
+fn none_of(what: &str) -> String {
+    match what {
+        "preferences" => "there are no preferences".to_owned(),
+        "dump" => "there is no such dump; `sidekeep backup list` names them".to_owned(),
+        _ => format!("there is no such {what}"),
     }
 }
 

@@ -41,6 +41,8 @@ pub struct Draft {
     pub creates: bool,
     /// Whether it is sidekeep's own, and not an application's.
     pub own: bool,
+    /// Whether it came in a list, so that what is wrong with it names its place there.
+    pub listed: bool,
     /// What is stored in the clear; its persons are not filled in yet.
     pub entry: Entry,
     client: Option<String>,
@@ -70,19 +72,7 @@ impl Draft {
             let person = given.resource_id.as_ref().map(|id| UserId::parse(id.as_str()));
             subject = person.transpose().map_err(|message| Error::invalid("resource_id", message))?;
         }
-        let is_person =
-            |text: &str| [&actor, &subject].into_iter().flatten().any(|person| person.as_str() == text);
-        let identifies = |field: &str| {
-            Error::invalid(field, "is a person's user id, which must not stand in the log in the clear")
-        };
-        if let Some(field) = in_the_clear(&given, own.is_some(), &is_person) {
-            return Err(identifies(field));
-        }
-        // Of sidekeep's own labels these are the caller's words.
-        let said = |(key, value): &(&str, &str)| !key.starts_with(OWN_LABELS) && is_person(value);
-        if let Some((key, _)) = own.iter().flat_map(Labels::iter).find(said) {
-            return Err(identifies(&format!("context.{key}")));
-        }
+        stands_for_nobody(&given, own.as_ref(), [&actor, &subject])?;
         let resource_id = match given.resource_id.as_ref().map(ResourceId::as_str) {
             // What sidekeep writes itself may stand for the persons.
             Some(id) if id.starts_with('@') && own.is_none() => {
@@ -105,6 +95,7 @@ impl Draft {
         let id = given.id.unwrap_or_else(RecordId::generate);
         Ok(Self {
             own: own.is_some(),
+            listed: false,
             entry: Entry {
                 stream: 0,
                 position: 0,
@@ -189,28 +180,40 @@ impl Draft {
     }
 }
 
-/// The field of the caller's that names a person where it stays in the clear.
-fn in_the_clear(given: &Append, own: bool, is_person: &dyn Fn(&str) -> bool) -> Option<&'static str> {
-    // What sidekeep writes there itself is a word of its own, whatever somebody is called.
-    let kind = given.resource_type.as_ref().filter(|_| !own);
-    let labels = || given.labels.iter().flat_map(Labels::iter);
-    if is_person(given.action.as_str()) {
-        Some("action")
-    } else if kind.is_some_and(|kind| is_person(kind.as_str())) {
-        Some("resource_type")
-    } else if given.id.as_ref().is_some_and(|id| is_person(id.as_str())) {
-        Some("id")
-    } else if labels().any(|(key, value)| is_person(key) || is_person(value)) {
-        Some("labels")
-    } else {
-        None
-    }
-}
-
 fn merge(given: Option<Labels>, own: Option<Labels>) -> Option<Labels> {
     let labels = match (given, own) {
         (Some(given), Some(own)) => given.with(own),
         (given, own) => given.or(own)?,
     };
     (!labels.is_empty()).then_some(labels)
+}
+
+/// Whether nothing that stays in the clear is the id of one of these persons.
+///
+/// # Errors
+/// [`Error::Invalid`], naming the field.
+fn stands_for_nobody(given: &Append, own: Option<&Labels>, persons: [&Option<UserId>; 2]) -> Result<()> {
+    let is_person = |text: &str| persons.into_iter().flatten().any(|person| person.as_str() == text);
+    let identifies = |field: &str| {
+        Error::invalid(field, "is a person's user id, which must not stand in the log in the clear")
+    };
+    if is_person(given.action.as_str()) {
+        return Err(identifies("action"));
+    }
+    // What sidekeep writes there itself is a word of its own, whatever somebody is called.
+    if own.is_none() && given.resource_type.as_ref().is_some_and(|kind| is_person(kind.as_str())) {
+        return Err(identifies("resource_type"));
+    }
+    if given.id.as_ref().is_some_and(|id| is_person(id.as_str())) {
+        return Err(identifies("id"));
+    }
+    if given.labels.iter().flat_map(Labels::iter).any(|(key, value)| is_person(key) || is_person(value)) {
+        return Err(identifies("labels"));
+    }
+    // Of sidekeep's own labels these are the caller's words.
+    let said = |(key, value): &(&str, &str)| !key.starts_with(OWN_LABELS) && is_person(value);
+    if let Some((key, _)) = own.into_iter().flat_map(Labels::iter).find(said) {
+        return Err(identifies(&format!("context.{key}")));
+    }
+    Ok(())
 }

@@ -181,19 +181,29 @@ impl Log {
         months::missing(&self.store, deadline).await
     }
 
-    /// Appends what an application gives, all or none.
+    /// Appends what an application gives.
     ///
     /// # Errors
     /// [`Error::Invalid`], [`Error::Conflict`], and those of [`Queue::append`].
-    pub async fn append(&self, by: &By, given: Vec<Append>) -> Result<Vec<Receipt>> {
+    pub async fn append(&self, by: &By, given: Append) -> Result<Receipt> {
         self.may_append()?;
-        let many = given.len() > 1;
+        let drafts = vec![Draft::new(given, None)?];
+        let receipts = self.queue.append(&by.pinned, drafts, by.turn(), &by.deadline).await?;
+        receipts.into_iter().next().ok_or_else(|| Error::internal("an entry without a receipt"))
+    }
+
+    /// Appends what an application gives in a list, all or none.
+    ///
+    /// # Errors
+    /// As [`Log::append`], naming the place in the list.
+    pub async fn append_many(&self, by: &By, given: Vec<Append>) -> Result<Vec<Receipt>> {
+        self.may_append()?;
         let mut drafts: Vec<Draft> = Vec::with_capacity(given.len());
         let mut ids = HashSet::new();
         for (index, given) in given.into_iter().enumerate() {
-            let draft =
-                Draft::new(given, None).map_err(|error| if many { in_entry(index, error) } else { error })?;
-            if many && draft.given_id && !ids.insert(draft.entry.id.clone()) {
+            let mut draft = Draft::new(given, None).map_err(|error| in_entry(index, error))?;
+            draft.listed = true;
+            if draft.given_id && !ids.insert(draft.entry.id.clone()) {
                 return Err(Error::invalid(
                     format!("entries[{index}].id"),
                     "is that of another entry of this call",

@@ -1,6 +1,7 @@
 //! The bounded way from calls to the writers: a call that cannot wait any longer takes its entries back, or is told that
 //! they are under way.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -41,8 +42,10 @@ pub struct Receipt {
 /// Entries that are appended all or none, one after another.
 #[derive(Debug)]
 pub struct Group {
-    /// The entries.
+    /// The entries that are not in the log yet.
     pub drafts: Vec<Draft>,
+    /// What was found there already, and its place among the entries of then: what was found last comes last.
+    known: Vec<Vec<(usize, Receipt)>>,
     state: Arc<AtomicU8>,
     tries: usize,
     reply: oneshot::Sender<Result<Vec<Receipt>>>,
@@ -60,7 +63,7 @@ struct Entering {
 impl Entering {
     fn with(self, room: OwnedSemaphorePermit) -> Request {
         let Self { drafts, state, reply, .. } = self;
-        Request::Append(Group { drafts, state, tries: 0, reply, _room: room })
+        Request::Append(Group { drafts, known: Vec::new(), state, tries: 0, reply, _room: room })
     }
 }
 
@@ -104,6 +107,25 @@ impl Group {
     pub fn tried(&mut self) -> usize {
         self.tries = self.tries.saturating_add(1);
         self.tries
+    }
+
+    /// Takes those out of the entries that are in the log already, as a call before this one has appended them.
+    pub fn is_there(&mut self, known: Vec<(usize, Receipt)>) {
+        let places: HashSet<usize> = known.iter().map(|(place, _)| *place).collect();
+        let mut place = 0_usize..;
+        self.drafts.retain(|_| place.next().is_none_or(|place| !places.contains(&place)));
+        self.known.push(known);
+    }
+
+    /// Answers the caller where all of the entries are, given where the new ones are.
+    pub fn appended(mut self, new: Vec<Receipt>) {
+        let mut receipts = new;
+        while let Some(known) = self.known.pop() {
+            for (place, receipt) in known {
+                receipts.insert(place.min(receipts.len()), receipt);
+            }
+        }
+        self.answer(Ok(receipts));
     }
 
     /// Answers the caller, if it still waits.

@@ -171,10 +171,13 @@ impl Log {
                     (None, Some(stream), Some(position)) => {
                         rows().filter(audit_logs::stream.eq(stream)).filter(audit_logs::position.eq(position))
                     }
-                    (None, ..) => {
-                        return Err(Error::invalid("id", "is missing; give id, or stream and position"));
+                    (Some(_), ..) => {
+                        return Err(Error::invalid(
+                            "id",
+                            "goes without stream and position; give one or the other",
+                        ));
                     }
-                    _ => return Err(Error::invalid("id", "must stand alone, without stream and position")),
+                    _ => return Err(Error::invalid("id", "is missing; give id, or stream and position")),
                 };
                 let stored: Option<Stored> = row.first(connection).await.optional()?;
                 Ok(stored)

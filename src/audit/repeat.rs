@@ -10,34 +10,26 @@ use crate::error::{Error, Result};
 use crate::keyring::Keyring;
 use crate::store::{Deadline, Store};
 
-/// Where the entries of a repeated call are.
+/// Where these entries of a repeated call are, which were all found; each with what to begin with where it is at fault.
 ///
 /// # Errors
-/// [`Error::Conflict`] when one of the ids stands for another entry, or when only some are there.
+/// [`Error::Conflict`] when one of the ids stands for another entry.
 pub(super) async fn answer(
     store: &Store,
     keyring: &Keyring,
-    drafts: &[Draft],
+    drafts: &[(String, &Draft)],
     found: &HashMap<String, Stored>,
     deadline: &Deadline,
 ) -> Result<Vec<Receipt>> {
-    let many = drafts.len() > 1;
-    let there: Vec<(usize, &Draft, &Stored)> = drafts
-        .iter()
-        .enumerate()
-        .filter_map(|(index, draft)| Some((index, draft, found.get(&draft.entry.id)?)))
-        .collect();
-    let rows: Vec<Stored> = there.iter().map(|(.., row)| (*row).clone()).collect();
+    let rows: Vec<Stored> =
+        drafts.iter().filter_map(|(_, draft)| found.get(&draft.entry.id)).cloned().collect();
     let opener = Opener::of(store, keyring, &rows, deadline).await?;
     let mut receipts = Vec::with_capacity(drafts.len());
-    for (index, draft, row) in &there {
-        let shown = opener.open((*row).clone())?;
+    for ((which, draft), row) in drafts.iter().zip(rows) {
+        let shown = opener.open(row)?;
         // An id that the daemon made itself is in the log only with the very entry that it was made for.
         if draft.given.as_ref().is_some_and(|given| !shown.repeats(given)) {
-            return Err(Error::conflict(match many {
-                true => format!("entries[{index}].id: another entry has this id; nothing was appended"),
-                false => "another entry has this id".to_owned(),
-            }));
+            return Err(Error::conflict(format!("{which}another entry has this id")));
         }
         receipts.push(Receipt {
             id: shown.id,
@@ -46,10 +38,5 @@ pub(super) async fn answer(
             recorded_at: shown.recorded_at,
         });
     }
-    match there.first() {
-        Some((index, ..)) if there.len() < drafts.len() => Err(Error::conflict(format!(
-            "entries[{index}].id is in the log already, and others of these are not: nothing was appended; send without it what is new"
-        ))),
-        _ => Ok(receipts),
-    }
+    Ok(receipts)
 }

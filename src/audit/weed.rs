@@ -9,6 +9,7 @@ use diesel_async::RunQueryDsl;
 
 use super::draft::Draft;
 use super::log::in_entry;
+use super::queue::Group;
 use super::row::Stored;
 use super::stream::Stream;
 use super::work::Work;
@@ -16,6 +17,7 @@ use super::writer::Writer;
 use super::{repeat, staged};
 use crate::clock;
 use crate::error::{Error, Result};
+use crate::store::Deadline;
 use crate::store::schema::audit_logs;
 
 /// How far ahead of PostgreSQL's clock a caller's may be.
@@ -45,8 +47,8 @@ impl Writer {
                     None => kept.push(Work::Append(group)),
                     Some(index) => {
                         let error = Error::invalid("occurred_at", "must not be more than five minutes ahead");
-                        let many = group.drafts.len() > 1;
-                        group.answer(Err(if many { in_entry(index, error) } else { error }));
+                        let listed = group.drafts.iter().any(|draft| draft.listed);
+                        group.answer(Err(if listed { in_entry(index, error) } else { error }));
                     }
                 },
                 staged => kept.push(staged),
@@ -90,13 +92,11 @@ impl Writer {
                 Work::Append(group)
                     if group.drafts.iter().any(|draft| found.contains_key(&draft.entry.id)) =>
                 {
-                    let result = match proven {
-                        true => {
-                            repeat::answer(&self.store, &self.keyring, &group.drafts, &found, &deadline).await
-                        }
-                        false => Err(Error::UnknownOutcome),
-                    };
-                    group.answer(result);
+                    if !proven {
+                        group.answer(Err(Error::UnknownOutcome));
+                    } else if let Some(group) = self.repeated(group, &found, &deadline).await {
+                        left.push(Work::Append(group));
+                    }
                 }
                 // It was taken in before, and only its row is left.
                 Work::Staged(staged) if found.contains_key(&staged.entry.id) => {
@@ -106,6 +106,38 @@ impl Writer {
             }
         }
         Ok(left)
+    }
+
+    /// Answers a group of which some entries are in the log already, or leaves the others of it to be written.
+    async fn repeated(
+        &self,
+        mut group: Group,
+        found: &HashMap<String, Stored>,
+        deadline: &Deadline,
+    ) -> Option<Group> {
+        let listed = group.drafts.iter().any(|draft| draft.listed);
+        let which = |place| if listed { format!("entries[{place}].id: ") } else { String::new() };
+        let (places, drafts): (Vec<usize>, Vec<(String, &Draft)>) = group
+            .drafts
+            .iter()
+            .enumerate()
+            .filter(|(_, draft)| found.contains_key(&draft.entry.id))
+            .map(|(place, draft)| (place, (which(place), draft)))
+            .unzip();
+        match repeat::answer(&self.store, &self.keyring, &drafts, found, deadline).await {
+            Ok(receipts) => group.is_there(places.into_iter().zip(receipts).collect()),
+            Err(error) => {
+                group.answer(Err(error));
+                return None;
+            }
+        }
+        if group.drafts.is_empty() {
+            group.appended(Vec::new());
+            return None;
+        }
+        // All or none: what was found is of another call, and nothing of this one is there.
+        group.not_sent();
+        Some(group)
     }
 
     /// The entries that have these ids, of each the latest; as far back as ids are kept, and no months before.

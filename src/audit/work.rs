@@ -132,7 +132,8 @@ pub(super) fn answer(batch: Vec<Work>) {
             position: draft.entry.position,
             recorded_at: draft.entry.recorded_at.into(),
         });
-        group.answer(Ok(receipts.collect()));
+        let receipts = receipts.collect();
+        group.appended(receipts);
     }
 }
 

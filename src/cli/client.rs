@@ -126,7 +126,14 @@ fn open(path: &Path, timeout: Duration) -> Result<UnixStream, Unanswered> {
 }
 
 fn hint(errno: Errno) -> String {
+    const DEV: &str = ".sidekeep-dev/sidekeep.toml";
     let what = match errno {
+        Errno::ENOENT | Errno::ECONNREFUSED if Path::new(DEV).exists() => {
+            return format!(
+                "{}; is it running? (systemctl status sidekeep; the `sidekeep dev` of this folder is called with --config {DEV})",
+                errno.desc()
+            );
+        }
         Errno::ENOENT | Errno::ECONNREFUSED => "is it running? (systemctl status sidekeep, or sidekeep dev)",
         Errno::EACCES => "your user may not open the socket; its group may (usermod -aG sidekeep-users USER)",
         Errno::EAGAIN => "it takes no connections; is it overloaded or frozen?",

@@ -23,7 +23,7 @@ pub(super) struct Args {
 pub(super) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
     let answer = args.socket.ask(global, "system.health", &socket::no_params())?;
     if args.live {
-        return Ok(output::line("live")?);
+        return Ok(output::line(if global.json { r#"{"live":true}"# } else { "live" })?);
     }
     let result = match answer {
         Answer::Result(result) => result,

@@ -107,6 +107,10 @@ fn generate(out: Option<&Path>, escrow_to: Vec<Recipient>, global: &Global) -> a
     if !recipients.is_empty() {
         output::note(&format!("{}: a copy that {} recipient(s) open", copy.display(), recipients.len()));
     }
+    if global.json {
+        let copy = (!recipients.is_empty()).then_some(copy);
+        output::line(&serde_json::json!({ "file": path, "escrow": copy }).to_string())?;
+    }
     Ok(())
 }
 

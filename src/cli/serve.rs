@@ -8,6 +8,7 @@ use tokio_util::task::TaskTracker;
 
 use super::Global;
 use super::exit::{Code, coded};
+use crate::config::Loaded;
 use crate::daemon::{self, Ended, Settings};
 use crate::rpc::listener::BindError;
 use crate::{config, telemetry};
@@ -33,10 +34,15 @@ pub(super) fn serve(settings: Settings, ready: impl FnOnce()) -> anyhow::Result<
         let signals = daemon::signals(&tracker).context("the signals cannot be taken over")?;
         let listener = {
             let config = &settings.loaded.config;
-            daemon::listen(config).map_err(|error| unbound(error, &config.socket.path))?
+            daemon::listen(config).map_err(|error| unbound(error, &config.socket.path, &settings.loaded))?
         };
+        let loaded = settings.loaded.clone();
         let how = daemon::run(settings, listener, telemetry, signals, ready).await.map_err(|error| {
-            if error.is_configuration() { coded(Code::Config, error) } else { error.into() }
+            if error.is_configuration() {
+                coded(Code::Config, loaded.located(&error.to_string()))
+            } else {
+                error.into()
+            }
         })?;
         tracker.close();
         tracker.wait().await;
@@ -53,8 +59,11 @@ pub(super) fn runtime() -> anyhow::Result<Runtime> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().context("the runtime cannot be started")
 }
 
-fn unbound(error: BindError, path: &Path) -> anyhow::Error {
+fn unbound(error: BindError, path: &Path, loaded: &Loaded) -> anyhow::Error {
     match error {
+        BindError::NoGroup { .. } | BindError::GroupRefused { .. } | BindError::PathTooLong { .. } => {
+            coded(Code::Config, loaded.located(&error.to_string()))
+        }
         BindError::InUse { .. } => {
             coded(Code::Busy, format!("{}: a living daemon owns this socket", path.display()))
         }

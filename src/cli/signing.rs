@@ -45,6 +45,9 @@ pub(super) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
                         "{}: a new signing key. Name it first in signing.key_files.",
                         path.display()
                     ));
+                    if global.json {
+                        output::line(&serde_json::json!({ "file": path }).to_string())?;
+                    }
                     Ok(())
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Err(coded(
@@ -66,11 +69,13 @@ fn public_keys(global: &Global) -> anyhow::Result<()> {
             "signing.key_files is empty; make a key with `sidekeep signing generate --out FILE` and name it there"
         );
     }
+    let mut keys = Vec::with_capacity(files.len());
     for file in files {
         let text = config::secret(file).map_err(|problem| coded(Code::Config, problem))?;
         let key = SigningKey::parse(PathBuf::from(file.to_string()), &text)
             .map_err(|problem| coded(Code::Config, problem))?;
-        output::line(&VerifierKey::new(loaded.config.deployment.name.as_str(), key.public()).encode())?;
+        keys.push(VerifierKey::new(loaded.config.deployment.name.as_str(), key.public()).encode());
     }
-    Ok(())
+    let json = || serde_json::json!({ "keys": keys }).to_string();
+    Ok(output::line(&if global.json { json() } else { keys.join("\n") })?)
 }

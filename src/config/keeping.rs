@@ -4,7 +4,7 @@ use chrono::{DateTime, Datelike as _, Days, Months, NaiveDate, TimeDelta, Utc};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Destination, Jobs, Period, Recipient, SecretFile};
+use super::{Destination, Jobs, Period, Recipient, SecretFile, UrlOrFile};
 
 const HOUR: u64 = 3600;
 const DAY: u64 = 24 * HOUR;
@@ -67,7 +67,7 @@ pub struct Backup {
     /// Who alone can open a dump: public keys of age. Empty: whoever can read it.
     pub recipients: Vec<Recipient>,
     /// A file with the URL of a database server where a dump may be restored to try it, instead of a private PostgreSQL.
-    pub drill_url: Option<SecretFile>,
+    pub drill_url: Option<UrlOrFile>,
     /// A file with a private key of age that opens what is encrypted for `recipients`, for drills alone.
     pub drill_identity_file: Option<SecretFile>,
     /// How long physical copies of the database are kept: base backups, WAL archives, snapshots.

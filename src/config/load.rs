@@ -44,6 +44,16 @@ pub struct Setting {
 }
 
 impl Loaded {
+    /// This message with the place in front where the key was set that it begins with, if it begins with one.
+    pub fn located(&self, message: &str) -> String {
+        let key = message.split(':').next().unwrap_or_default();
+        let above = key.rmatch_indices(['.', '[']).filter_map(|(at, _)| key.get(..at));
+        match std::iter::once(key).chain(above).find_map(|key| self.origin.get(key)) {
+            Some(origin) => format!("{origin}: {message}"),
+            None => message.to_owned(),
+        }
+    }
+
     /// Every key with its value in force and where that is from, in the order of their paths.
     pub fn settings(&self) -> Vec<Setting> {
         let values = toml::Value::try_from(&self.config).ok();

@@ -18,9 +18,10 @@ pub use recipient::Recipient;
 pub use rules::is_safe;
 pub use secret::{SecretError, secret};
 pub use url::{
-    DatabaseUrlError, database_url, direct_url, drill_url, given_url, migrate_url, url_of, with_database,
+    DatabaseUrlError, database_url, direct_url, drill_url, given_url, migrate_url, replica_url, url_of,
+    with_database,
 };
-pub use values::{DeploymentName, FileMode, Period, SecretFile, Size};
+pub use values::{DeploymentName, FileMode, Period, SecretFile, Size, UrlOrFile};
 
 mod check;
 mod destination;
@@ -230,6 +231,8 @@ pub struct Database {
     pub migrate_url_file: Option<SecretFile>,
     /// A file with the URL that dumps are taken by, of a role that may read everything, and past any pooler.
     pub direct_url_file: Option<SecretFile>,
+    /// A replica to read from what never changes, in one go: a URL, or a file that holds one.
+    pub replica_url: Option<UrlOrFile>,
     /// Whether the server's certificate is checked.
     pub tls: Tls,
     /// The certificates that the server's must descend from (PEM).
@@ -249,6 +252,7 @@ impl Default for Database {
             url_file: None,
             migrate_url_file: None,
             direct_url_file: None,
+            replica_url: None,
             tls: Tls::VerifyFull,
             ca_file: None,
             pool: 8,

@@ -9,7 +9,7 @@ use std::path::Path;
 pub use keeping::is_safe;
 
 use super::url::Parsed;
-use super::{AccessRule, Config, NameOrId, Period, SecretFile, Size};
+use super::{AccessRule, Config, NameOrId, Period, SecretFile, Size, UrlOrFile};
 
 /// The longest path that `sockaddr_un` holds, without its NUL.
 const SOCKET_PATH_BYTES: usize = 107;
@@ -235,8 +235,9 @@ impl Rules<'_> {
             _ => {}
         }
         if let Some(url) = &database.url {
-            self.url(url);
+            self.url("database.url", url, "database.url_file");
         }
+        self.server("database.replica_url", database.replica_url.as_ref());
     }
 
     /// Whether what is missing may be there under a wrong name.
@@ -244,20 +245,31 @@ impl Rules<'_> {
         self.broken.iter().any(|key| !key.contains('.') || key.starts_with("database."))
     }
 
-    fn url(&mut self, url: &str) {
+    /// A URL, which the file of another key may hold with its password.
+    fn url(&mut self, key: &str, url: &str, file: &str) {
         match Parsed::read(url) {
-            Err(message) => self.refuse("database.url", message),
+            Err(message) => self.refuse(key, message),
             Ok(parsed) if parsed.password => self.refuse(
-                "database.url",
-                "holds a password; put the whole URL into a file of mode 0640 and name that in database.url_file",
+                key,
+                format!(
+                    "holds a password; put the whole URL into a file of mode 0640 and name that in {file}"
+                ),
             ),
             Ok(parsed) => {
                 if let Err(message) = parsed.with(self.config.database.tls)
                     && self.sound(&["database.tls"])
                 {
-                    self.refuse("database.url", message);
+                    self.refuse(key, message);
                 }
             }
+        }
+    }
+
+    fn server(&mut self, key: &str, server: Option<&UrlOrFile>) {
+        match server {
+            Some(UrlOrFile::Url(url)) => self.url(key, url, key),
+            Some(UrlOrFile::File(file)) => self.secret_path(key, Some(file)),
+            None => {}
         }
     }
 

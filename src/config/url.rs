@@ -9,7 +9,7 @@ use std::str::FromStr;
 use tokio_postgres::config::Host;
 use zeroize::Zeroizing;
 
-use super::{Config, SecretError, SecretFile, Tls, secret};
+use super::{Config, SecretError, SecretFile, Tls, UrlOrFile, secret};
 
 /// libpq's parameters that sidekeep takes from elsewhere or not at all, and what to do instead.
 const REFUSED: &[(&str, &str)] = &[
@@ -233,8 +233,30 @@ pub fn direct_url(config: &Config) -> Result<Zeroizing<String>, DatabaseUrlError
 /// # Errors
 /// Says which key is at fault, and never what the URL is.
 pub fn drill_url(config: &Config) -> Result<Option<Zeroizing<String>>, DatabaseUrlError> {
-    let file = config.backup.drill_url.as_ref();
-    file.map(|file| from_file("backup.drill_url", file, config.database.tls)).transpose()
+    server("backup.drill_url", config.backup.drill_url.as_ref(), config.database.tls)
+}
+
+/// The URL of the replica, where one is named.
+///
+/// # Errors
+/// Says which key is at fault, and never what the URL is.
+pub fn replica_url(config: &Config) -> Result<Option<Zeroizing<String>>, DatabaseUrlError> {
+    server("database.replica_url", config.database.replica_url.as_ref(), config.database.tls)
+}
+
+fn server(
+    key: &'static str,
+    server: Option<&UrlOrFile>,
+    tls: Tls,
+) -> Result<Option<Zeroizing<String>>, DatabaseUrlError> {
+    let wrong = |message| DatabaseUrlError::Wrong { key, at: String::new(), message };
+    match server {
+        None => Ok(None),
+        Some(UrlOrFile::Url(url)) => {
+            Parsed::read(url).and_then(|parsed| parsed.with(tls)).map(Some).map_err(wrong)
+        }
+        Some(UrlOrFile::File(file)) => from_file(key, file, tls).map(Some),
+    }
 }
 
 /// A URL that was given on the command line.

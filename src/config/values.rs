@@ -211,6 +211,32 @@ impl FromStr for SecretFile {
     }
 }
 
+/// Where a server is: a URL without a password, or the file that holds one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UrlOrFile {
+    /// The URL itself.
+    Url(String),
+    /// The file, or systemd's credential.
+    File(SecretFile),
+}
+
+impl FromStr for UrlOrFile {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.contains("://") { Ok(Self::Url(text.into())) } else { text.parse().map(Self::File) }
+    }
+}
+
+impl std::fmt::Display for UrlOrFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Url(url) => f.write_str(url),
+            Self::File(file) => file.fmt(f),
+        }
+    }
+}
+
 impl std::fmt::Display for SecretFile {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.0)
@@ -261,3 +287,4 @@ as_text!(Size, "4MiB");
 as_text!(DeploymentName, "sidekeep");
 as_text!(FileMode, "0660");
 as_text!(SecretFile, "/etc/sidekeep/keys/kek");
+as_text!(UrlOrFile, "/etc/sidekeep/drill-url");

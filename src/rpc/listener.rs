@@ -164,6 +164,14 @@ fn stream_socket() -> io::Result<OwnedFd> {
     Ok(socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?)
 }
 
+/// Whether this host has the group that the socket is given to.
+///
+/// # Errors
+/// [`BindError::NoGroup`].
+pub fn check_group(config: &config::Socket) -> Result<(), BindError> {
+    find_group(&config.group).map(drop)
+}
+
 fn find_group(name: &str) -> Result<Option<Gid>, BindError> {
     if name.is_empty() {
         return Ok(None);

@@ -11,6 +11,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use super::refusal::{self, NO_ID};
+use crate::values::plain;
 
 #[cfg(test)]
 mod tests;
@@ -77,7 +78,7 @@ impl Entry {
         }
         let envelope = match serde_json::from_str::<Envelope<'_>>(text) {
             Ok(envelope) => envelope,
-            Err(error) => return Self::invalid(text, error),
+            Err(error) => return Self::invalid(text, plain(&error)),
         };
         if envelope.params.is_some_and(|params| !params.get().starts_with(['{', '['])) {
             return Self::invalid(text, "params is neither an object nor an array");

@@ -47,7 +47,11 @@ pub fn read<P: DeserializeOwned>(params: Option<&RawValue>) -> Result<(Context, 
     let mut object: Object = serde_json::from_str(text).map_err(|error| located("", &plain(&error)))?;
     match object.remove("context") {
         None => Ok((Context::default(), fields("", text)?)),
-        Some(context) => Ok((fields("context", context.get())?, fields("", object.into_json().as_str())?)),
+        Some(context) => {
+            let context =
+                if context.get() == "null" { Context::default() } else { fields("context", context.get())? };
+            Ok((context, fields("", object.into_json().as_str())?))
+        }
     }
 }
 

@@ -176,6 +176,25 @@ impl Target {
         self.tls.as_ref()
     }
 
+    /// As [`Target::connect_alone`], to a standby as well.
+    ///
+    /// # Errors
+    /// As [`Target::connect`].
+    pub(super) async fn connect_replica(&self) -> Result<Dedicated, ConnectError> {
+        let mut failure = ConnectError::Url("names no host".into());
+        for host in &self.hosts {
+            match tokio::time::timeout(self.timeout, self.connect_any(host)).await {
+                Ok(Ok(mut connection)) => {
+                    connection.is_replica = true;
+                    return Ok(connection);
+                }
+                Ok(Err(error)) => failure = error,
+                Err(_) => failure = ConnectError::Timeout(self.timeout),
+            }
+        }
+        Err(failure)
+    }
+
     /// The first host.
     pub(super) fn first(&self) -> Option<&tokio_postgres::Config> {
         <[tokio_postgres::Config]>::first(&self.hosts)
@@ -202,7 +221,17 @@ impl Target {
     }
 
     async fn connect_alone_to(&self, host: &tokio_postgres::Config) -> Result<Dedicated, ConnectError> {
-        let mut connection = match &self.tls {
+        let mut connection = self.connect_any(host).await?;
+        let recovering = connection.client.query_one("SELECT pg_is_in_recovery()", &[]).await?;
+        if recovering.get(0) {
+            return Err(ConnectError::Standby);
+        }
+        connection.run = connection.client.query_one(SERVER_RUN, &[]).await?.get("run");
+        Ok(connection)
+    }
+
+    async fn connect_any(&self, host: &tokio_postgres::Config) -> Result<Dedicated, ConnectError> {
+        Ok(match &self.tls {
             None => {
                 let (client, connection) = host.connect(NoTls).await?;
                 Dedicated::new(client, connection, &self.tracker)
@@ -211,13 +240,7 @@ impl Target {
                 let (client, connection) = host.connect(tls.clone()).await?;
                 Dedicated::new(client, connection, &self.tracker)
             }
-        };
-        let recovering = connection.client.query_one("SELECT pg_is_in_recovery()", &[]).await?;
-        if recovering.get(0) {
-            return Err(ConnectError::Standby);
-        }
-        connection.run = connection.client.query_one(SERVER_RUN, &[]).await?.get("run");
-        Ok(connection)
+        })
     }
 
     async fn connect_to(&self, host: &tokio_postgres::Config) -> Result<Session, ConnectError> {

@@ -14,6 +14,8 @@ pub struct Dedicated {
     pub seen: Arc<Seen>,
     /// The run of the server that it leads to, as `watch::SERVER_RUN` says.
     pub run: String,
+    /// Whether it leads to a replica.
+    pub is_replica: bool,
     _ends: Ends,
 }
 
@@ -29,7 +31,7 @@ impl Dedicated {
         S: tokio_postgres::tls::TlsStream + Unpin + Send + 'static,
     {
         let (seen, ends) = drive(connection, tracker);
-        Self { client, seen, run: String::new(), _ends: ends }
+        Self { client, seen, run: String::new(), is_replica: false, _ends: ends }
     }
 
     /// Begins a transaction.

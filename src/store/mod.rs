@@ -16,6 +16,7 @@ pub mod pooler;
 pub mod private;
 pub mod probe;
 pub mod programs;
+mod replica;
 pub mod schema;
 mod session;
 mod transact;
@@ -45,6 +46,7 @@ use crate::error::Error;
 pub struct Store {
     pool: deadpool::managed::Pool<pool::Manager>,
     target: Arc<connect::Target>,
+    replica: Option<Arc<connect::Target>>,
     acquire_timeout: Duration,
     tracker: TaskTracker,
     watch: watch::Watch,
@@ -86,7 +88,14 @@ impl Store {
             .runtime(deadpool::Runtime::Tokio1)
             .build()
             .map_err(|error| connect::ConnectError::Url(error.to_string()))?;
-        Ok(Self { pool, target, acquire_timeout: database.acquire_timeout.duration(), tracker, watch })
+        Ok(Self {
+            pool,
+            target,
+            replica: None,
+            acquire_timeout: database.acquire_timeout.duration(),
+            tracker,
+            watch,
+        })
     }
 
     /// What was last seen of the server.

@@ -59,7 +59,7 @@ pub struct Erase {
     /// The request of the person's that this answers; the certificate's id is noted there.
     pub request_id: Option<RecordId>,
     /// Change nothing, and only count.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "crate::values::or_default")]
     pub dry_run: bool,
 }
 

@@ -216,12 +216,44 @@ pub fn member_fault(message: &str) -> Option<(&str, &str)> {
     message.strip_prefix(MEMBER)?.split_once("`: ")
 }
 
-/// An error's own words, without the place in a text that the caller has not seen.
+/// An error's own words, without the place in a text that the caller has not seen, and without what was found there, which
+/// may be a person's.
 pub fn plain(error: &serde_json::Error) -> String {
     let text = error.to_string();
     match text.rfind(" at line ") {
-        Some(at) if error.line() > 0 => text.get(..at).unwrap_or_default().to_owned(),
-        _ => text,
+        Some(at) if error.line() > 0 => reworded(text.get(..at).unwrap_or_default()),
+        _ => reworded(&text),
+    }
+}
+
+/// What would be right, in JSON's words, where serde quotes what is wrong.
+fn reworded(text: &str) -> String {
+    let mistaken = ["invalid type: ", "invalid value: "].iter().find_map(|start| text.strip_prefix(start));
+    if let Some((found, expected)) = mistaken.and_then(|rest| rest.rsplit_once(", expected ")) {
+        let found = match found.split(['`', '"']).next().unwrap_or_default().trim_end() {
+            "string" => "text",
+            "integer" | "floating point" => "a number",
+            "boolean" => "true or false",
+            "sequence" => "an array",
+            "map" => "an object",
+            "null" | "unit value" => "null",
+            _ => "something else",
+        };
+        let expected = match expected {
+            "a sequence" => "an array",
+            "a map" => "an object",
+            "a string" => "text",
+            "a boolean" => "true or false",
+            "i16" | "i32" | "i64" => "a whole number",
+            "u16" | "u32" | "u64" | "usize" => "a whole number from 0",
+            structure if structure.starts_with("struct ") => "an object",
+            other => other,
+        };
+        return format!("must be {expected}, and is {found}");
+    }
+    match text.strip_prefix("unknown variant `").and_then(|rest| rest.rsplit_once("`, expected ")) {
+        Some((_, expected)) => format!("must be {}", expected.replace('`', "\"")),
+        None => text.to_owned(),
     }
 }
 
@@ -299,7 +331,7 @@ impl<'de> Visitor<'de> for Walk {
         let mut seen = HashSet::new();
         while let Some(key) = map.next_key::<Cow<'de, str>>()? {
             if seen.contains(&key) {
-                return Err(de::Error::custom(format_args!("duplicate key {key:?}")));
+                return Err(de::Error::custom("a key is there twice in one object"));
             }
             seen.insert(key);
             map.next_value_seed(Walk)?;
@@ -324,6 +356,26 @@ mod tests {
             json(text).as_str(),
             "{\"a\\\" b\":[1.0,1E5,9007199254740993,-0],\"é\":\" \\u00e9 \\\\\"}"
         );
+    }
+
+    #[test]
+    fn an_error_says_what_would_be_right_and_never_quotes() {
+        let worded = |text: &str| {
+            let error = serde_json::from_str::<Vec<bool>>(text).unwrap_err();
+            super::plain(&error)
+        };
+        assert_eq!(worded("\"Ada, expected `x`\""), "must be an array, and is text");
+        assert_eq!(worded("[1]"), "must be true or false, and is a number");
+        assert_eq!(worded("[null]"), "must be true or false, and is null");
+        assert_eq!(worded("{\"Ada\":1}"), "must be an array, and is an object");
+        #[derive(Debug, serde::Deserialize)]
+        #[serde(rename_all = "lowercase")]
+        enum Two {
+            _One,
+            _Two,
+        }
+        let error = serde_json::from_str::<Two>("\"Ada`, expected y\"").unwrap_err();
+        assert_eq!(super::plain(&error), "must be \"_one\" or \"_two\"");
     }
 
     #[test]

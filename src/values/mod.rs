@@ -13,6 +13,16 @@ pub use page::{Limit, Page, decode, encode, fit, total};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, de};
 
+/// Reads null as if it were not there, as every parameter that may be left out takes it.
+///
+/// # Errors
+/// The value's own.
+pub fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
 /// Declares a text newtype with a length in bytes and no control characters.
 macro_rules! text {
     ($(#[$doc:meta])* $name:ident, $min:literal ..= $max:literal) => {

@@ -48,8 +48,9 @@ impl Limit {
 
 impl<'de> Deserialize<'de> for Limit {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match u16::deserialize(deserializer) {
-            Ok(limit @ 1..=1000) => Ok(Self(limit)),
+        match Option::<u16>::deserialize(deserializer) {
+            Ok(None) => Ok(Self::default()),
+            Ok(Some(limit @ 1..=1000)) => Ok(Self(limit)),
             _ => Err(de::Error::custom("must be a whole number from 1 to 1000")),
         }
     }

@@ -112,9 +112,30 @@ fn an_id_is_answered_the_same_by_every_daemon_and_after_a_restart() {
     for daemon in [&restarted, &second] {
         assert_eq!(daemon.ok("audit.append", entry("one")), one);
         assert_eq!(daemon.ok("audit.append_many", many.clone()), items);
+        // Some of them with others that are new: those alone are appended, once, and each answer stands in its place.
         let mut part = many.clone();
-        part["entries"].as_array_mut().unwrap().push(json!({ "action": "new", "id": "new" }));
-        assert_eq!(daemon.client().err("audit.append_many", part).kind(), "conflict");
+        let entries = part["entries"].as_array_mut().unwrap();
+        entries.truncate(3);
+        entries.insert(0, json!({ "action": "new", "id": "new-0" }));
+        entries.insert(2, json!({ "action": "new", "id": "new-2" }));
+        entries.push(json!({ "action": "new", "id": "new-5" }));
+        let placed = daemon.ok("audit.append_many", part.clone());
+        for (place, known) in [(1, 0), (3, 1), (4, 2)] {
+            assert_eq!(placed["items"][place], items["items"][known]);
+        }
+        for place in [0, 2, 5] {
+            assert_eq!(placed["items"][place]["id"], format!("new-{place}"));
+            let got = daemon.ok("audit.get", json!({ "id": format!("new-{place}") }));
+            assert_eq!(got["position"], placed["items"][place]["position"]);
+        }
+        assert_eq!(world.sql("SELECT count(*) FROM audit_logs WHERE action = 'new'"), "3");
+        // One that says something else is refused with all that is new beside it.
+        part["entries"][1]["action"] = json!("other");
+        part["entries"][0]["id"] = json!("none");
+        let refused = daemon.client().err("audit.append_many", part);
+        assert_eq!(refused.kind(), "conflict");
+        assert!(refused.message.contains("entries[1].id"), "{refused:?}");
+        assert_eq!(world.sql("SELECT count(*) FROM audit_logs WHERE id = 'none'"), "0");
         // Each parameter that differs is a conflict; what is left out is not compared.
         for (key, value) in [
             ("action", json!("other")),

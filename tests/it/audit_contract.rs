@@ -56,10 +56,13 @@ fn every_parameter_of_an_entry_has_its_limits() {
         let error = client.err("audit.append", given.clone());
         assert_eq!((error.code, error.field()), (-32602, field), "{given}");
         // The same in a list names the entry, and appends none of it.
-        let many = json!({ "entries": [{ "action": "many" }, given] });
+        let many = json!({ "entries": [{ "action": "many" }, given.clone()] });
         let error = client.err("audit.append_many", many);
         assert_eq!(error.code, -32602);
-        assert!(error.field().starts_with("entries"), "{error:?}");
+        assert!(error.field().starts_with("entries[1]"), "{error:?}");
+        // And in a list of one.
+        let error = client.err("audit.append_many", json!({ "entries": [given] }));
+        assert!(error.field().starts_with("entries[0]"), "{given} {error:?}");
     }
     client.ok(
         "audit.append",

@@ -303,11 +303,12 @@ fn values() -> Vec<Value> {
         json!(7),
         json!(-1),
         json!(1.5),
-        json!("x"),
+        json!("MARKER, expected x"),
         json!([]),
         json!([null]),
+        json!(["MARKER"]),
         json!({}),
-        json!({ "x": 1 }),
+        json!({ "x": "MARKER" }),
     ]
 }
 
@@ -323,8 +324,15 @@ fn a_parameter_of_a_wrong_type_is_named() {
         let name = method["name"].as_str().unwrap();
         for param in method["params"].as_array().unwrap() {
             let field = param["name"].as_str().unwrap();
-            refused +=
-                try_types(&mut client, &schemas, (name, &discover::example(method)), field, &param["schema"]);
+            let example = discover::example(method);
+            let nullable = schemas.types(&param["schema"]).into_iter().any(|one| one == "null");
+            if param["required"] == json!(true) && !nullable {
+                let mut params = example.clone();
+                params[field] = Value::Null;
+                let error = client.err(name, params);
+                assert_eq!((error.code, error.field()), (-32602, field), "{name}: {error:?}");
+            }
+            refused += try_types(&mut client, &schemas, (name, &example), field, &param["schema"]);
             let Some(members) = schemas.member(&param["schema"], "properties").and_then(Value::as_object)
             else {
                 continue;
@@ -367,7 +375,11 @@ fn try_types<'a>(
     let allowed: BTreeSet<&str> = schemas.types(schema).into_iter().collect();
     assert!(allowed.iter().all(|one| TYPES.contains(one) || *one == "integer"), "{allowed:?}");
     let mut refused = 0;
-    for value in values().into_iter().filter(|value| !allowed.iter().any(|one| is(value, one))) {
+    // A parameter that is null is as good as none.
+    let wrong = |value: &Value| {
+        (field.contains('.') || !value.is_null()) && !allowed.iter().any(|one| is(value, one))
+    };
+    for value in values().into_iter().filter(wrong) {
         let mut params = example.clone();
         match field.split_once('.') {
             None => params[field] = value,
@@ -376,6 +388,7 @@ fn try_types<'a>(
         let error = client.err(method, params.clone());
         assert_eq!(error.code, -32602, "{method} {params}: {error:?}");
         assert_eq!(error.field(), field, "{method} {params}: {error:?}");
+        assert!(!format!("{error:?}").contains("MARKER"), "what was sent is not quoted: {error:?}");
         refused += 1;
     }
     refused

@@ -131,7 +131,7 @@ fn health_and_status_are_for_people_and_probes() {
 }
 
 /// A file with one mistake, where it is, and what the message must name.
-const BROKEN: [(&str, &str, &str); 24] = [
+const BROKEN: [(&str, &str, &str); 26] = [
     ("[socket]\npaht = \"/x\"\n", ":2:1", "path"),
     ("[sockets]\npath = \"/x\"\n", ":1:2", "socket"),
     ("[limits]\ncalls = \"many\"\n", ":2:9", "limits.calls"),
@@ -150,6 +150,12 @@ const BROKEN: [(&str, &str, &str); 24] = [
     ("[database]\nurl = \"mysql://u@localhost/x\"\n", ":2:7", "database.url"),
     ("[database]\nurl = \"postgresql://u@db.example/x\"\ntls = \"off\"\n", ":2:7", "tls"),
     ("[database]\ntls = \"prefer\"\n", ":2:7", "database.tls"),
+    (
+        "[database]\nurl = \"postgresql://u@/x?host=/run\"\nreplica_url = \"postgresql://u:secret@localhost/x\"\n",
+        ":3:15",
+        "database.replica_url",
+    ),
+    ("[backup]\ndrill_url = \"postgresql://u:secret@localhost/x\"\n", ":2:13", "backup.drill_url"),
     ("[log]\nlevel = \"loud\"\n", ":2:9", "log.level"),
     ("[log]\nlevel = \"info\"\nlevel = \"warn\"\n", ":3:1", "duplicate"),
     ("[[access.rules]]\nrole = \"app\"\n", ":1:1", "access.rules[0]"),
@@ -195,6 +201,69 @@ fn config_check_names_file_line_column_and_what_is_wrong() {
         .unwrap();
     assert_eq!(environment.status.code(), Some(78));
     assert!(text(&environment.stderr).contains("SIDEKEEP__LIMITS__CALS"), "{environment:?}");
+}
+
+#[test]
+fn what_a_host_lacks_is_told_by_config_check_and_ends_serve_with_its_place() {
+    let world = World::new();
+    let run = |file: &Path, arguments: &[&str]| {
+        sidekeep(&[&["--config", file.to_str().unwrap()], arguments].concat())
+    };
+    for (more, place, named) in [
+        ("keyring.key_files = [\"/nonexistent/kek\"]\n", ":7:21", "keyring generate"),
+        ("signing.key_files = [\"/nonexistent/signing\"]\n", ":7:21", "signing generate"),
+        ("socket.group = \"no-such-group\"\n", ":7:16", "groupadd"),
+        ("[[access.rules]]\nuser = \"no-such-user\"\nrole = \"app\"\n", ":8:1", "no-such-user"),
+    ] {
+        let (file, _) = world.configure(more);
+        let place = format!("{}{place}", file.display());
+        let key = more.split(' ').next().unwrap().trim_start_matches('[').split(']').next().unwrap();
+        let check = run(&file, &["config", "check"]);
+        let said = text(&check.stderr);
+        assert_eq!(check.status.code(), Some(0), "{said}");
+        assert!(said.contains(&place) && said.contains(key) && said.contains(named), "{said}");
+        let lacking: Value =
+            serde_json::from_slice(&run(&file, &["--json", "config", "check"]).stdout).unwrap();
+        assert!(lacking["lacking"][0].as_str().unwrap().contains(named), "{lacking}");
+        let serve = run(&file, &["serve"]);
+        let said = text(&serve.stderr);
+        assert_eq!(serve.status.code(), Some(78), "{said}");
+        assert!(said.contains(&place) && said.contains(key) && said.contains(named), "{said}");
+    }
+    // What stands for no method does so on every host.
+    let (file, _) = world.configure("[[access.rules]]\nuser = 1\nallow = [\"profil.*\"]\n");
+    for command in [&["config", "check"][..], &["serve"]] {
+        let refused = run(&file, command);
+        assert_eq!(refused.status.code(), Some(78), "{refused:?}");
+        assert!(text(&refused.stderr).contains(":10:9: access.rules[0].allow: \"profil.*\""), "{refused:?}");
+    }
+}
+
+#[test]
+fn json_is_given_wherever_it_is_asked_for() {
+    let world = World::new();
+    let daemon = world.start();
+    let kek = daemon.config.with_extension("kek");
+    let signing = daemon.config.with_extension("signing");
+    for (arguments, member) in [
+        (&["health", "--live"][..], "live"),
+        (&["health", "--ready"], "status"),
+        (&["signing", "public-key"], "keys"),
+        (&["keyring", "generate", "--out", kek.to_str().unwrap()], "file"),
+        (&["signing", "generate", "--out", signing.to_str().unwrap()], "file"),
+        (&["config", "check"], "ok"),
+        (&["migrate", "--check"], "pending"),
+        (&["data-map"], "tables"),
+        (&["verify"], "verdict"),
+        (&["keyring", "status"], "active"),
+        (&["request", "list"], "items"),
+        (&["subject", "holds"], "items"),
+        (&["backup", "list"], "items"),
+    ] {
+        let done = with(&daemon, &[&["--json"], arguments].concat());
+        let told: Value = serde_json::from_slice(&done.stdout).unwrap_or_else(|_| panic!("{done:?}"));
+        assert!(done.status.success() && told.get(member).is_some(), "{arguments:?}: {told}");
+    }
 }
 
 #[test]

@@ -314,3 +314,27 @@ fn every_method_takes_a_context() {
     }
     daemon.assert_well();
 }
+
+#[test]
+fn a_parameter_that_may_be_left_out_may_be_null() {
+    let shelf = Shelf::new();
+    let daemon = shelf.start("");
+    let mut client = daemon.client();
+    let document = document();
+    for method in in_order(&document) {
+        let name = method["name"].as_str().unwrap();
+        let mut params = example(method);
+        for param in method["params"].as_array().unwrap() {
+            if param["required"] != json!(true)
+                && !["id", "stream", "position", "email"].iter().any(|key| param["name"] == **key)
+            {
+                params[param["name"].as_str().unwrap()] = Value::Null;
+            }
+        }
+        let (code, answer) = match client.call(name, params.clone()) {
+            Ok(_) => continue,
+            Err(error) => (error.code, error),
+        };
+        assert_ne!(code, -32602, "{name} {params}: {answer:?}");
+    }
+}

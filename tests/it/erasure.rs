@@ -131,6 +131,10 @@ fn the_log_goes_on_without_the_erased_and_verifies() {
     assert!(!all.to_string().contains("MARK") && !all.to_string().contains("user:u"), "{all}");
     assert_eq!(client.ok("audit.query", json!({ "user_id": "user:u" }))["items"], json!([]));
     assert_eq!(world.sql("SELECT user_id, action FROM audit_log_entries WHERE id = 'seen'"), "anonymized|a");
+    // The view has all that the table has.
+    let left = "SELECT count(*) FROM (SELECT attname FROM pg_attribute WHERE attrelid = 'audit_logs'::regclass AND attnum > 0 \
+        EXCEPT SELECT attname FROM pg_attribute WHERE attrelid = 'audit_log_entries'::regclass) AS lacking";
+    assert_eq!(world.sql(left), "0");
     let report = client.ok("audit.verify", json!({}));
     assert_eq!((&report["verdict"], &report["erased_subjects"]), (&json!("intact"), &json!(1)), "{report}");
 }

@@ -274,6 +274,9 @@ fn the_log_level_is_set_and_falls_back() {
     }
     wait_for("the level to fall back", || (level(&mut client) == "info").then_some(()));
     assert!(began.elapsed() >= Duration::from_secs(1));
+    let entered = client.ok("audit.query", json!({ "action": "system.log_level" }));
+    assert_eq!(entered["items"][0]["resource_id"], "debug", "{entered}");
+    assert!(entered["items"][0]["labels"]["sidekeep.uid"].is_string(), "{entered}");
     let log = daemon.log();
     assert!(log.contains("\"method\":\"profile.get\"") && log.contains("not_found"), "{log}");
     let lines = log.lines().count();

@@ -2,7 +2,7 @@
 //! reads. Reads; judges nothing that is not in one section.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use chrono::{DateTime, Utc};
@@ -48,6 +48,7 @@ pub(super) struct Pass<'a> {
     trust: Trust,
     places: Semaphore,
     idle: Mutex<Vec<Dedicated>>,
+    primary_alone: AtomicBool,
 }
 
 /// A section as it was found.
@@ -90,6 +91,7 @@ impl<'a> Pass<'a> {
             trust: Trust::of(log, deadline).await?,
             places: Semaphore::new(width()),
             idle: Mutex::default(),
+            primary_alone: AtomicBool::new(false),
             living: Mutex::default(),
             log,
             deadline,
@@ -152,7 +154,31 @@ impl<'a> Pass<'a> {
         Ok(rows.await?.into_iter().filter_map(|row| row.open(own)).collect())
     }
 
-    async fn rows(&self, stream: i32, section: Section, mut dropped: Vec<Dropped>) -> Result<Piece> {
+    /// From a replica where that can be; one that breaks off, as where it may not keep rows for its readers any longer, is not
+    /// asked again.
+    async fn rows(&self, stream: i32, section: Section, dropped: Vec<Dropped>) -> Result<Piece> {
+        let connection = self.connection().await?;
+        if !connection.is_replica {
+            return self.rows_of(connection, stream, section, dropped).await;
+        }
+        match self.rows_of(connection, stream, section, dropped.clone()).await {
+            Err(error @ Error::Unavailable { .. }) => {
+                tracing::warn!(%error, "the replica broke off; the primary is read from");
+                self.primary_alone.store(true, Ordering::Relaxed);
+                let connection = self.connection().await?;
+                self.rows_of(connection, stream, section, dropped).await
+            }
+            other => other,
+        }
+    }
+
+    async fn rows_of(
+        &self,
+        connection: Dedicated,
+        stream: i32,
+        section: Section,
+        mut dropped: Vec<Dropped>,
+    ) -> Result<Piece> {
         let mut marks = self.marks(stream, &section).await?;
         let cut = |dropped: &Dropped| Mark {
             size: dropped.tree.size(),
@@ -161,7 +187,6 @@ impl<'a> Pass<'a> {
         marks.extend(dropped.iter().map(cut).filter(|cut| cut.size <= section.to));
         marks.sort_by_key(|mark| mark.size);
         let told = Told { tiles: self.tiles_below(&section).await?, marks, dropped: dropped.pop() };
-        let connection = self.connection().await?;
         let query = rows::query(stream, (section.from, section.to), "true");
         let mut copied =
             self.deadline.run(connection.copy(&query)).await.map_err(|_| late())?.map_err(away)?;
@@ -319,10 +344,17 @@ impl<'a> Pass<'a> {
     }
 
     async fn connection(&self) -> Result<Dedicated> {
-        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        match idle {
-            Some(connection) => Ok(connection),
-            None => self.log.store.dedicated(self.deadline).await,
+        // By its path: diesel has a `load` for every type.
+        let primary_alone = AtomicBool::load(&self.primary_alone, Ordering::Relaxed);
+        loop {
+            let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            return match idle {
+                Some(connection) if connection.is_replica && primary_alone => continue,
+                Some(connection) if !self.log.store.is_current(&connection, self.deadline).await => continue,
+                Some(connection) => Ok(connection),
+                None if primary_alone => self.log.store.dedicated(self.deadline).await,
+                None => self.log.store.reading(self.deadline).await,
+            };
         }
     }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::check::Finding;
 use super::patient::Patient;
 use crate::app;
-use crate::config::{self, SecretError, SecretFile};
+use crate::config::{self, SecretError, SecretFile, UrlOrFile};
 
 /// What nobody but the owner of a folder may do in it: put another file in the place of a secret.
 const OTHERS_WRITE: u32 = 0o022;
@@ -69,11 +69,17 @@ pub(super) fn signing_keys(patient: &Patient) -> Finding {
 /// All other files with a secret in them.
 pub(super) fn secrets(patient: &Patient) -> Finding {
     let config = patient.config();
+    let named = |url: &Option<UrlOrFile>| match url {
+        Some(UrlOrFile::File(file)) => Some(file.clone()),
+        Some(UrlOrFile::Url(_)) | None => None,
+    };
+    let (replica, drill) = (named(&config.database.replica_url), named(&config.backup.drill_url));
     let all = [
         ("database.url_file", &config.database.url_file),
         ("database.migrate_url_file", &config.database.migrate_url_file),
         ("database.direct_url_file", &config.database.direct_url_file),
-        ("backup.drill_url", &config.backup.drill_url),
+        ("database.replica_url", &replica),
+        ("backup.drill_url", &drill),
         ("backup.drill_identity_file", &config.backup.drill_identity_file),
         ("s3.credentials_file", &config.s3.credentials_file),
         ("gs.credentials_file", &config.gs.credentials_file),

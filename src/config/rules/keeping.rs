@@ -53,7 +53,7 @@ impl Rules<'_> {
         if counts.iter().all(|(_, count)| *count == 0) {
             self.refuse("backup.keep", "keeps nothing; set daily, weekly or monthly");
         }
-        self.secret_path("backup.drill_url", backup.drill_url.as_ref());
+        self.server("backup.drill_url", backup.drill_url.as_ref());
         self.secret_path("backup.drill_identity_file", backup.drill_identity_file.as_ref());
         self.secret_path("database.direct_url_file", self.config.database.direct_url_file.as_ref());
         let destinations = [

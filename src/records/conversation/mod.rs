@@ -83,7 +83,7 @@ pub struct Create {
     /// Its title.
     pub title: Option<ShortText>,
     /// Its first messages.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "crate::values::or_default")]
     pub messages: Vec<Message>,
     /// Whatever the application adds.
     pub metadata: Option<Json>,

@@ -22,7 +22,7 @@ struct Run {
     /// The job.
     name: String,
     /// Change nothing, and only count.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "crate::values::or_default")]
     dry_run: bool,
     /// How long to wait for the end, as in "20s", which is the default; what takes longer goes on.
     wait: Option<Period>,

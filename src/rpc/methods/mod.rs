@@ -7,6 +7,7 @@ mod conversation;
 mod gauges;
 mod job;
 mod keyring;
+mod log_level;
 mod preferences;
 mod profile;
 mod request;
@@ -268,6 +269,7 @@ impl Methods {
         keyring::add(&mut methods);
         rpc::add(&mut methods);
         system::add(&mut methods);
+        log_level::add(&mut methods);
         methods
     }
 

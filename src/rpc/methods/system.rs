@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use tokio::time::Instant;
 
 use super::{About, Methods, gauges};
@@ -13,8 +13,7 @@ use crate::app::State;
 use crate::audit::Leased;
 use crate::audit::publication;
 use crate::backup::keyring::Standing;
-use crate::config::{LogLevel, Period};
-use crate::error::{Error, Result};
+use crate::config::LogLevel;
 use crate::jobs::{JOBS, Job, JobRun, RunState};
 use crate::keyring::Daemon;
 use crate::rpc::call::Call;
@@ -220,26 +219,6 @@ struct JobReport {
     age_seconds: Option<u64>,
 }
 
-/// Parameters of `system.log_level`.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-struct SetLevel {
-    /// The least that is to be logged.
-    level: LogLevel,
-    /// How long, as in "15m"; without it, until the next change.
-    #[serde(rename = "for")]
-    period: Option<Period>,
-}
-
-/// What `system.log_level` answers.
-#[derive(Clone, Debug, Serialize, JsonSchema)]
-struct Level {
-    /// The least that is logged now.
-    level: LogLevel,
-    /// What it was before.
-    previous: LogLevel,
-}
-
 /// What `system.metrics` answers.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 struct Figures {
@@ -274,14 +253,6 @@ pub(super) fn add(methods: &mut Methods) {
             gauges::read(&call);
             Ok(Figures { text: call.app.telemetry.render() })
         },
-    );
-    methods.add(
-        About::own(
-            "system.log_level",
-            "Sets the least that is logged, perhaps only for a while.",
-            (r#"{"level":"debug","for":"15m"}"#, r#"{"level":"debug","previous":"info"}"#),
-        ),
-        |call, set: SetLevel| async move { set_level(&call, &set) },
     );
 }
 
@@ -476,20 +447,4 @@ fn report(call: &Call) -> Report {
         log_level: call.app.telemetry.level(),
         reload_error: call.app.reload_error(),
     }
-}
-
-fn set_level(call: &Call, set: &SetLevel) -> Result<Level> {
-    let previous = call.app.telemetry.level();
-    match set.period {
-        Option::None => call.app.telemetry.set_level(set.level),
-        Some(period) if period.duration().is_zero() => {
-            return Err(Error::invalid("for", "must be longer than nothing"));
-        }
-        Some(period) => {
-            let end = call.app.end.clone();
-            call.app.telemetry.set_level_for(set.level, period.duration(), &call.app.tracker, end);
-        }
-    }
-    tracing::info!(uid = call.peer.uid, level = ?set.level, ?previous, "the log level was set");
-    Ok(Level { level: set.level, previous })
 }

@@ -1,0 +1,81 @@
+//! A replica is read from where that is right, and is never needed.
+
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use crate::support::{Cluster, Daemon, World, sql, wait_for};
+
+/// How many entries of the log this server has read for somebody.
+fn read(owner: &str) -> i64 {
+    let query = "SELECT coalesce(sum(seq_tup_read + coalesce(idx_tup_fetch, 0)), 0) FROM pg_stat_user_tables \
+        WHERE relname LIKE 'audit_logs_%'";
+    sql(owner, query).parse().unwrap()
+}
+
+fn append(daemon: &Daemon, count: usize) {
+    let entries: Vec<Value> = (0..count).map(|_| json!({ "action": "a", "user_id": "u" })).collect();
+    daemon.ok("audit.append_many", json!({ "entries": entries }));
+}
+
+/// Verifies everything, and answers how many entries there were.
+fn verify(daemon: &Daemon) -> i64 {
+    let report = daemon.ok("audit.verify", json!({ "wait": "60s" }));
+    assert_eq!(report["verdict"], "intact", "{report}");
+    report["entries"].as_i64().unwrap()
+}
+
+#[test]
+fn the_log_is_verified_from_a_replica_that_has_all_of_it_and_else_from_the_primary() {
+    let cluster = Cluster::own(&[]);
+    let world = World::on(&cluster);
+    let standby = cluster.standby();
+    let moved = |url: &str| {
+        let host = |cluster: &Cluster| cluster.socket_directory().display().to_string();
+        url.replace(&host(&cluster), &host(&standby))
+    };
+    let owner = moved(&world.owner_url);
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| standby.up());
+        let more =
+            format!("database.replica_url = {:?}\nlimits.call_timeout = \"2m\"\n", moved(&world.app_url));
+        let daemon = world.start_with(&more);
+        wait_for("the standby", || {
+            let asked = Command::new("psql").args([&owner, "-XqAtc", "SELECT 1"]).output().unwrap();
+            asked.status.success().then_some(())
+        });
+        append(&daemon, 700);
+        let first = verify(&daemon);
+        assert!(first >= 700);
+        wait_for("rows that the standby has read", || (read(&owner) >= 700).then_some(()));
+        // One that stands behind is not waited for long, and not believed.
+        sql(&owner, "SELECT pg_wal_replay_pause()");
+        append(&daemon, 300);
+        let before = read(&owner);
+        let second = verify(&daemon);
+        assert!(second >= first + 300, "{first} {second}");
+        assert_eq!(read(&owner), before, "what is behind was read");
+        // One that is no longer a replica is another history.
+        sql(&owner, "SELECT pg_wal_replay_resume()");
+        sql(&owner, "SELECT pg_promote()");
+        assert!(verify(&daemon) > second);
+        assert_eq!(read(&owner), before, "what was promoted was read");
+        running.join().unwrap();
+        standby.crash();
+        assert!(verify(&daemon) > second);
+        daemon.stop();
+    });
+}
+
+#[test]
+fn a_replica_that_is_not_there_keeps_nobody_waiting() {
+    let world = World::new();
+    // The primary itself is none.
+    for url in ["postgresql://sidekeep_app@/none?host=/nonexistent", &world.app_url.clone()] {
+        let daemon = world.start_with(&format!("database.replica_url = {url:?}\n"));
+        append(&daemon, 3);
+        assert!(verify(&daemon) >= 3);
+        daemon.assert_well();
+        daemon.stop();
+    }
+}
