@@ -367,8 +367,20 @@ async fn open_keyed(
     let keyring = Arc::new(Keyring::new(config.deployment.name.as_str(), read_keks(config)?));
     let store = open_store(config, tracker, end)?;
     let deadline = Deadline::after(config.limits.call_timeout.duration(), end.clone());
+    fits(&store, &deadline).await?;
     keyring.check(&store, &deadline, Listed::No).await?;
     Ok((store, keyring))
+}
+
+/// Whether the schema is one to work with; to be asked before the keys: an older one may not have what is read of them.
+///
+/// # Errors
+/// [`OpenError::Schema`], with what to do; the store's.
+pub async fn fits(store: &Store, deadline: &Deadline) -> Result<(), OpenError> {
+    match store.schema(deadline).await.map_err(StartError::Database)?.advice() {
+        Some(advice) => Err(OpenError::Schema(advice)),
+        None => Ok(()),
+    }
 }
 
 /// Opens the records for a command that works without a daemon: what it enters in the log is staged, and a daemon takes it in.
@@ -383,10 +395,7 @@ pub async fn open_alone(
     let keyring = Arc::new(Keyring::new(config.deployment.name.as_str(), read_keks(config)?));
     let store = open_store(config, tracker, end)?;
     let deadline = Deadline::after(config.limits.call_timeout.duration(), end.clone());
-    // The schema before the keys: an older one may not have what is read of them.
-    if let Some(advice) = store.schema(&deadline).await.map_err(StartError::Database)?.advice() {
-        return Err(OpenError::Schema(advice));
-    }
+    fits(&store, &deadline).await?;
     keyring.check(&store, &deadline, Listed::No).await?;
     let log = Log::reader(store.clone(), keyring.clone(), read_signers(config)?, config);
     let log = Arc::new(log);

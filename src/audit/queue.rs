@@ -2,7 +2,7 @@
 //! they are under way.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -19,8 +19,8 @@ use crate::store::Deadline;
 const REQUESTS: usize = 8192;
 /// How many bytes wait for all streams at most.
 const BYTES: usize = 24 << 20;
-/// From how many waiting requests on a stream has enough for a batch that is worth its commit.
-const BUSY: usize = 64;
+/// From how many unanswered requests on a stream has enough for batches that are worth their commits.
+const BUSY: usize = 128;
 
 const WAITING: u8 = 0;
 const SENT: u8 = 1;
@@ -50,6 +50,24 @@ pub struct Group {
     tries: usize,
     reply: oneshot::Sender<Result<Vec<Receipt>>>,
     _room: OwnedSemaphorePermit,
+    _unanswered: Unanswered,
+}
+
+/// Counts a request until it is answered.
+#[derive(Debug)]
+struct Unanswered(Arc<AtomicUsize>);
+
+impl Unanswered {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count.clone())
+    }
+}
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// A group on its way into the queue.
@@ -58,12 +76,14 @@ struct Entering {
     weight: u32,
     state: Arc<AtomicU8>,
     reply: oneshot::Sender<Result<Vec<Receipt>>>,
+    unanswered: Unanswered,
 }
 
 impl Entering {
     fn with(self, room: OwnedSemaphorePermit) -> Request {
-        let Self { drafts, state, reply, .. } = self;
-        Request::Append(Group { drafts, known: Vec::new(), state, tries: 0, reply, _room: room })
+        let Self { drafts, state, reply, unanswered, .. } = self;
+        let (known, _room, _unanswered) = (Vec::new(), room, unanswered);
+        Request::Append(Group { drafts, known, state, tries: 0, reply, _room, _unanswered })
     }
 }
 
@@ -138,10 +158,25 @@ impl Group {
 #[derive(Clone, Debug, Default)]
 pub struct Pinned(Arc<OnceLock<usize>>);
 
+/// The way to one writer.
+#[derive(Debug)]
+struct Stream {
+    requests: mpsc::Sender<Request>,
+    unanswered: Arc<AtomicUsize>,
+}
+
+impl Stream {
+    fn unanswered(&self) -> usize {
+        self.unanswered.load(Ordering::Relaxed)
+    }
+}
+
 /// The queues to all writers.
 #[derive(Debug)]
 pub struct Queue {
-    streams: Vec<mpsc::Sender<Request>>,
+    streams: Vec<Stream>,
+    /// Which of idle streams is next.
+    next: AtomicUsize,
     room: Arc<Semaphore>,
     max_wait: Duration,
 }
@@ -149,21 +184,33 @@ pub struct Queue {
 impl Queue {
     /// A queue for each of so many writers.
     pub fn new(writers: usize, max_wait: Duration) -> (Self, Vec<mpsc::Receiver<Request>>) {
-        let (streams, receivers) = (0..writers.max(1)).map(|_| mpsc::channel(REQUESTS)).unzip();
-        (Self { streams, room: Arc::new(Semaphore::new(BYTES)), max_wait }, receivers)
+        let stream = |_| {
+            let (requests, receiver) = mpsc::channel(REQUESTS);
+            (Stream { requests, unanswered: Arc::default() }, receiver)
+        };
+        let (streams, receivers) = (0..writers.max(1)).map(stream).unzip();
+        (
+            Self { streams, next: AtomicUsize::new(0), room: Arc::new(Semaphore::new(BYTES)), max_wait },
+            receivers,
+        )
     }
 
-    fn stream(&self, pinned: &Pinned) -> Result<&mpsc::Sender<Request>> {
+    fn stream(&self, pinned: &Pinned) -> Result<&Stream> {
         let place = *pinned.0.get_or_init(|| self.place());
         self.streams.get(place).ok_or_else(|| Error::internal("no writer"))
     }
 
-    /// The first stream that is not busy, and of busy ones that with the least to do: two commits cost more than one of the same
-    /// entries, so another stream begins only when there is enough for both.
+    /// A stream that is at work and not busy, as two commits cost more than one of the same entries; else the next idle one; where
+    /// all are busy, that with the least to do.
     fn place(&self) -> usize {
-        let idle = self.streams.iter().position(|stream| waiting(stream) < BUSY);
-        let least = || self.streams.iter().enumerate().min_by_key(|(_, stream)| waiting(stream));
-        idle.or_else(|| least().map(|(place, _)| place)).unwrap_or(0)
+        let loads = || self.streams.iter().map(Stream::unanswered).enumerate();
+        let working = loads().find(|(_, load)| (1..BUSY).contains(load));
+        let idle = || {
+            let next = self.next.fetch_add(1, Ordering::Relaxed).checked_rem(self.streams.len())?;
+            loads().cycle().skip(next).take(self.streams.len()).find(|(_, load)| *load == 0)
+        };
+        let least = || loads().min_by_key(|(_, load)| *load);
+        working.or_else(idle).or_else(least).map_or(0, |(place, _)| place)
     }
 
     /// Appends these entries, all or none, and waits for the commit. Those that take turns keep
@@ -184,7 +231,9 @@ impl Queue {
         let weight = u32::try_from(weight).map_err(Error::internal)?;
         let (reply, answer) = oneshot::channel();
         let state = Arc::new(AtomicU8::new(WAITING));
-        let entering = Entering { drafts, weight, state: state.clone(), reply };
+        let unanswered = Unanswered::new(&stream.unanswered);
+        let entering = Entering { drafts, weight, state: state.clone(), reply, unanswered };
+        let stream = &stream.requests;
         if let Err(late) = self.try_enter(stream, entering, turn) {
             // Boxed, as every call would have room for it otherwise, and few need it.
             Box::pin(self.enter(stream, late, deadline)).await?;
@@ -241,18 +290,18 @@ impl Queue {
     /// Hands over what was staged. Where there is no room it is found in the table later.
     pub fn staged(&self, pinned: &Pinned, sealed: Box<Sealed>) {
         if let Ok(stream) = self.stream(pinned) {
-            let _ = stream.try_send(Request::Staged(sealed));
+            let _ = stream.requests.try_send(Request::Staged(sealed));
         }
     }
 
     /// How many requests wait.
     pub fn len(&self) -> usize {
-        self.streams.iter().map(waiting).sum()
+        self.streams.iter().map(|stream| waiting(&stream.requests)).sum()
     }
 
     /// How many requests may wait.
     pub fn max(&self) -> usize {
-        self.streams.iter().map(mpsc::Sender::max_capacity).sum()
+        self.streams.iter().map(|stream| stream.requests.max_capacity()).sum()
     }
 
     /// Whether nothing waits.

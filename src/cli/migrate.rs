@@ -41,10 +41,16 @@ pub(super) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
         match schema {
             Schema::Fits => (Vec::new(), "pending"),
             Schema::Older { pending } => (pending, "pending"),
-            Schema::Newer { .. } => anyhow::bail!("{}", schema.advice().unwrap_or_default()),
+            Schema::Newer { .. } | Schema::Shut => {
+                anyhow::bail!("{}", schema.advice().unwrap_or_default())
+            }
         }
     } else {
-        (migrate(database, &url)?, "applied")
+        let applied = migrate(database, &url)?;
+        let tracker = TaskTracker::new();
+        let schema = runtime()?.block_on(migrations::check(database, &url, &tracker))?;
+        anyhow::ensure!(schema != Schema::Shut, "{}", schema.advice().unwrap_or_default());
+        (applied, "applied")
     };
     let confirmed = args.confirm_retention.then_some(loaded.config.retention.audit_logs);
     if let Some(period) = confirmed {

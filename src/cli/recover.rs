@@ -85,6 +85,7 @@ async fn work(
     tell("comparing with the keyring's backup");
     let ring = ring(config).await?;
     let store = app::open_store(config, tracker, end)?;
+    app::fits(&store, &deadline).await?;
     let mut keyring = None;
     if let Some(ring) = &ring {
         let found = recover(&store, ring, Way::Look, &deadline).await?;

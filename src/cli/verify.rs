@@ -105,7 +105,10 @@ fn verify_proof(proof: &Path, key: &Path, global: &Global) -> anyhow::Result<()>
     let keys = keys(key)?;
     check_proof(&proof, &keys)?;
     if global.json {
-        return Ok(output::line(r#"{"verdict":"intact"}"#)?);
+        let Proof { canonical, stream, position, checkpoint, .. } = &proof;
+        let told = serde_json::json!({ "verdict": "intact", "stream": stream, "position": position,
+            "canonical": canonical, "checkpoint": checkpoint });
+        return Ok(output::line(&told.to_string())?);
     }
     Ok(output::line(&format!(
         "intact: this entry is at position {} of stream {}, under a checkpoint over {} heads\n{}",

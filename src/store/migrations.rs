@@ -59,6 +59,8 @@ pub enum Schema {
         /// The oldest version that may serve.
         min_daemon: String,
     },
+    /// It is not open to daemons: a restore into this database was broken off, or is still running.
+    Shut,
 }
 
 impl Schema {
@@ -66,6 +68,10 @@ impl Schema {
     pub fn advice(&self) -> Option<String> {
         match self {
             Self::Fits => None,
+            Self::Shut => Some(format!(
+                "the schema sidekeep is not open to the role {APP_ROLE}: a restore into this database is still running, or was broken \
+                 off, and what it has left is worth nothing; then DROP SCHEMA sidekeep CASCADE, and begin anew"
+            )),
             Self::Older { pending } => Some(format!(
                 "the database lacks {} migration(s), the first is {}; run `sidekeep migrate`",
                 pending.len(),
@@ -188,7 +194,15 @@ async fn role_exists(connection: &mut Connection) -> Result<bool, diesel::result
     Ok(found.exists)
 }
 
+/// A restore opens the schema last.
+const SHUT: &str = "SELECT EXISTS (SELECT FROM pg_namespace n JOIN pg_roles r ON r.rolname = $1 \
+    WHERE n.nspname = 'sidekeep' AND NOT has_schema_privilege(r.oid, n.oid, 'USAGE')) AS exists";
+
 async fn examine(connection: &mut Connection) -> Result<Schema, diesel::result::Error> {
+    let shut: Exists = diesel::sql_query(SHUT).bind::<Text, _>(APP_ROLE).get_result(connection).await?;
+    if shut.exists {
+        return Ok(Schema::Shut);
+    }
     let made: Exists =
         diesel::sql_query("SELECT to_regclass('sidekeep.__diesel_schema_migrations') IS NOT NULL AS exists")
             .get_result(connection)

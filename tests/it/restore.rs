@@ -265,6 +265,20 @@ fn a_target_that_is_not_empty_is_refused_and_so_is_one_half_restored() {
         (sql(&cluster.owner_url("postgres"), &left) == "0").then_some(())
     });
     dumped.restore(&into, &[]).refused("DROP SCHEMA sidekeep CASCADE");
+    // Whoever takes it for a database that is whole is told the same.
+    let file = dumped.world.path("into-url");
+    std::fs::write(&file, &into).unwrap();
+    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let half =
+        format!("database.url = {:?}\ndatabase.migrate_url_file = {file:?}\n", cluster.app_url(&database));
+    let (config, _) = dumped.world.configure(&(config(&dumped.world) + &half));
+    for command in
+        [&["serve"][..], &["verify", "--full"], &["recover"], &["migrate"], &["migrate", "--check"]]
+    {
+        let done = sidekeep(&[&["--config", config.to_str().unwrap()], command].concat());
+        let said = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert!(done.status.code() == Some(1) && said.contains("was broken off"), "{command:?}: {said}");
+    }
     sql(&into, "DROP SCHEMA sidekeep CASCADE");
     let done = dumped.restore(&into, &[]);
     assert_eq!(done.code, Some(0), "{done:?}");
