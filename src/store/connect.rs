@@ -15,6 +15,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_util::task::TaskTracker;
 
 use super::Dedicated;
+use super::history::{self, History};
 use super::session::Session;
 use super::watch::SERVER_RUN;
 use crate::config::{Database, Tls};
@@ -48,6 +49,22 @@ pub enum ConnectError {
     /// A standby may still have what the primary has erased.
     #[error("this PostgreSQL is a standby; name the primary in database.url, or all hosts of which one is")]
     Standby,
+    /// It is not the cluster that was served before.
+    #[error(
+        "this PostgreSQL is another cluster than the one served so far; restart sidekeep to go over to it"
+    )]
+    OtherCluster,
+    /// A fail-over has left it behind.
+    #[error(
+        "this PostgreSQL is on timeline {timeline}, and timeline {newest} was served before: it is an old primary, which lacks \
+         what came after"
+    )]
+    LeftBehind {
+        /// Its timeline.
+        timeline: i64,
+        /// The newest that was seen.
+        newest: i64,
+    },
     /// No answer in time.
     #[error("no answer within {}", humantime::format_duration(*.0))]
     Timeout(Duration),
@@ -76,6 +93,18 @@ pub struct Target {
     tls: Option<MakeRustlsConnect>,
     timeout: Duration,
     tracker: TaskTracker,
+    history: History,
+}
+
+/// Where a server is.
+#[derive(diesel::QueryableByName)]
+struct Server {
+    #[diesel(sql_type = diesel::sql_types::Bool)]
+    in_recovery: bool,
+    #[diesel(sql_type = diesel::sql_types::Text)]
+    system: String,
+    #[diesel(sql_type = diesel::sql_types::Int8)]
+    timeline: i64,
 }
 
 impl std::fmt::Debug for Target {
@@ -84,16 +113,13 @@ impl std::fmt::Debug for Target {
     }
 }
 
-async fn is_standby(pg: &mut AsyncPgConnection) -> Result<bool, diesel::result::Error> {
+async fn server(pg: &mut AsyncPgConnection) -> Result<Server, diesel::result::Error> {
     // Here alone: the trait has a `load` for every type, atomics too.
     use diesel_async::RunQueryDsl;
-    #[derive(diesel::QueryableByName)]
-    struct Recovery {
-        #[diesel(sql_type = diesel::sql_types::Bool)]
-        in_recovery: bool,
+    match diesel::sql_query(history::SERVER).get_result(pg).await {
+        Ok(server) => Ok(server),
+        Err(_) => diesel::sql_query(history::STANDBY).get_result(pg).await,
     }
-    let server = diesel::sql_query("SELECT pg_is_in_recovery() AS in_recovery");
-    Ok(server.get_result::<Recovery>(pg).await?.in_recovery)
 }
 
 impl Target {
@@ -122,7 +148,7 @@ impl Target {
             LoadBalanceHosts::Random => super::random_below(hosts.len()),
             _ => 0,
         };
-        Ok(Self { hosts, good: AtomicUsize::new(first), tls, timeout, tracker })
+        Ok(Self { hosts, good: AtomicUsize::new(first), tls, timeout, tracker, history: History::default() })
     }
 
     /// Connects to the first host that can be had, and hands the connection to a driver task on the tracker. Ends within
@@ -209,10 +235,15 @@ impl Target {
 
     async fn connect_alone_to(&self, host: &tokio_postgres::Config) -> Result<Dedicated, ConnectError> {
         let mut connection = self.connect_any(host).await?;
-        let recovering = connection.client.query_one("SELECT pg_is_in_recovery()", &[]).await?;
-        if recovering.get(0) {
-            return Err(ConnectError::Standby);
-        }
+        let server = match connection.client.query_one(history::SERVER, &[]).await {
+            Ok(server) => server,
+            Err(_) => connection.client.query_one(history::STANDBY, &[]).await?,
+        };
+        self.admit(&Server {
+            in_recovery: server.get("in_recovery"),
+            system: server.get("system"),
+            timeline: server.get("timeline"),
+        })?;
         connection.run = connection.client.query_one(SERVER_RUN, &[]).await?.get("run");
         Ok(connection)
     }
@@ -241,7 +272,17 @@ impl Target {
                 Session::new(client, connection, Some(tls.clone()), &self.tracker).await?
             }
         };
-        if is_standby(&mut session.pg).await? { Err(ConnectError::Standby) } else { Ok(session) }
+        let server = server(&mut session.pg).await?;
+        self.admit(&server)?;
+        Ok(session)
+    }
+
+    /// Whether a server may be gone on with.
+    fn admit(&self, server: &Server) -> Result<(), ConnectError> {
+        if server.in_recovery {
+            return Err(ConnectError::Standby);
+        }
+        self.history.admit(&server.system, server.timeline)
     }
 }
 
