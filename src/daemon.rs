@@ -29,6 +29,7 @@ use crate::telemetry::Telemetry;
 pub use signals::{Signal, signals};
 
 mod signals;
+mod text;
 
 /// What the daemon starts with, and where a reload finds what changed.
 #[derive(Clone, Debug)]
@@ -190,6 +191,8 @@ impl Serving {
                     tell(&[NotifyState::Ready, NotifyState::Status("serving")]);
                     info!(version = env!("CARGO_PKG_VERSION"), "serving");
                     ready.take().into_iter().for_each(|ready| ready());
+                    let app = self.calls.app();
+                    app.tracker.spawn(app.end.clone().run_until_cancelled_owned(text::let_go_when_calm()));
                 }
                 Some(()) = reloads.next(), if !reloads.is_empty() => {}
                 Some(signal) = signals.recv() => match signal {

@@ -4,6 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::draft::Draft;
 use super::entry::{Append, DIGEST, Labels, OWN_LABELS, Outcome};
+use super::queue::Pinned;
 use super::turn::Turn;
 use crate::error::Result;
 use crate::store::Deadline;
@@ -28,8 +29,8 @@ pub(super) const TRACEPARENT: &str = "traceparent";
 pub struct By {
     /// When it must have ended.
     pub deadline: Deadline,
-    /// Which connection it came on: entries of one keep their order.
-    pub connection: usize,
+    /// Where the entries of its connection go.
+    pub pinned: Pinned,
     /// The method.
     pub method: &'static str,
     /// The peer's user id, as the kernel says.
@@ -61,6 +62,7 @@ pub struct By {
 struct Noted {
     subject: Option<UserId>,
     resource: Option<(&'static str, String)>,
+    sought: Option<String>,
     digest: Option<String>,
     also: Option<i64>,
     labels: Vec<(String, String)>,
@@ -70,10 +72,10 @@ struct Noted {
 
 impl By {
     /// A call of which nothing is known yet.
-    pub fn new(deadline: Deadline, connection: usize, method: &'static str, uid: u32) -> Self {
+    pub fn new(deadline: Deadline, pinned: Pinned, method: &'static str, uid: u32) -> Self {
         Self {
             deadline,
-            connection,
+            pinned,
             method,
             uid,
             actor: None,
@@ -112,6 +114,11 @@ impl By {
     /// Notes which record it is about.
     pub fn about(&self, kind: &'static str, id: impl Into<String>) {
         self.noted().resource = Some((kind, id.into()));
+    }
+
+    /// Notes the id that was looked for, where it is not known of what it is one.
+    pub fn seeks(&self, id: &str) {
+        self.noted().sought = Some(id.to_owned());
     }
 
     /// Notes the SHA-256 of the row that was stored.
@@ -164,6 +171,9 @@ impl By {
         own.extend(noted.digest.map(|digest| (DIGEST, digest)));
         let own = own.into_iter().map(|(name, value)| (name.to_owned(), value)).chain(noted.labels);
         let (kind, id) = noted.resource.unzip();
+        // Where no person is known of, the id may be one's: whoever mixes the two up must not leave it in the clear for ever.
+        let sought = id.as_deref().or(noted.sought.as_deref()).filter(|_| noted.subject.is_none());
+        let mistaken = sought.and_then(|id| UserId::parse(id).ok());
         let given = Append {
             action: Term::parse(self.method).map_err(crate::error::Error::internal)?,
             user_id: self.actor.clone(),
@@ -181,6 +191,7 @@ impl By {
         let mut draft = Draft::new(given, Some(Labels::of(own)))?;
         // Only a call that succeeded makes a person of its actor.
         draft.creates = outcome == Outcome::Success;
+        draft.mistaken = mistaken;
         Ok(draft)
     }
 }

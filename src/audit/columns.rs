@@ -1,12 +1,15 @@
 //! A batch as PostgreSQL takes it: a list for each column.
 
 use chrono::{DateTime, Utc};
-use tokio_postgres::types::Json;
+use tokio_postgres::types::{Json, ToSql};
 
 use super::entry::Labels;
 use super::growth::Tile;
 use super::merkle::Hash;
 use super::stream::Placed;
+
+/// A parameter of a statement.
+pub(super) type Param<'a> = &'a (dyn ToSql + Sync);
 
 /// The values of a batch, a list for each column. The entries' own are borrowed: a batch is not copied on its way.
 #[derive(Default)]
@@ -60,5 +63,49 @@ impl<'a> Columns<'a> {
             }
         }
         columns
+    }
+
+    /// The lists of the entries, in the order of the statements.
+    pub(super) fn entries(&self) -> [Param<'_>; 13] {
+        [
+            &self.position,
+            &self.id,
+            &self.actor_id,
+            &self.subject_id,
+            &self.action,
+            &self.resource_type,
+            &self.resource_id,
+            &self.outcome,
+            &self.occurred_at,
+            &self.labels,
+            &self.client_sealed,
+            &self.metadata_sealed,
+            &self.leaf_hash,
+        ]
+    }
+
+    /// The values of an entry that is the only one, in the same order.
+    pub(super) fn alone(&self) -> Option<[Param<'_>; 13]> {
+        fn only<T: ToSql + Sync>(list: &[T]) -> Option<Param<'_>> {
+            match list {
+                [value] => Some(value),
+                _ => None,
+            }
+        }
+        Some([
+            only(&self.position)?,
+            only(&self.id)?,
+            only(&self.actor_id)?,
+            only(&self.subject_id)?,
+            only(&self.action)?,
+            only(&self.resource_type)?,
+            only(&self.resource_id)?,
+            only(&self.outcome)?,
+            only(&self.occurred_at)?,
+            only(&self.labels)?,
+            only(&self.client_sealed)?,
+            only(&self.metadata_sealed)?,
+            only(&self.leaf_hash)?,
+        ])
     }
 }

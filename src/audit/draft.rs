@@ -33,6 +33,8 @@ pub struct Draft {
     pub actor: Option<UserId>,
     /// Whose data it was.
     pub subject: Option<UserId>,
+    /// Whose user id what was looked for may be: somebody took one for the id of a record, and found nothing.
+    pub mistaken: Option<UserId>,
     /// Whether the caller chose the id, so that it may be repeated.
     pub given_id: bool,
     /// Whether persons who do not exist yet are created.
@@ -77,6 +79,10 @@ impl Draft {
         };
         if is_person(given.action.as_str()) {
             return Err(identifies("action"));
+        }
+        // What sidekeep writes there itself is a word of its own, whatever somebody is called.
+        if own.is_none() && given.resource_type.as_ref().is_some_and(|kind| is_person(kind.as_str())) {
+            return Err(identifies("resource_type"));
         }
         if given.id.as_ref().is_some_and(|id| is_person(id.as_str())) {
             return Err(identifies("id"));
@@ -129,6 +135,7 @@ impl Draft {
                 client_sealed: None,
                 metadata_sealed: None,
             },
+            mistaken: None,
             given_id: kept.is_some(),
             creates: true,
             metadata: given.metadata,
@@ -150,9 +157,14 @@ impl Draft {
         self.client = None;
     }
 
-    /// The persons it names.
-    pub fn people(&self) -> impl Iterator<Item = &UserId> {
+    /// The persons it names, who exist once it is in the log, if it may create them.
+    pub fn named(&self) -> impl Iterator<Item = &UserId> {
         [self.actor.as_ref(), self.subject.as_ref()].into_iter().flatten()
+    }
+
+    /// The persons whom it is about, if they exist.
+    pub fn people(&self) -> impl Iterator<Item = &UserId> {
+        self.named().chain(self.mistaken.as_ref())
     }
 
     /// Fills in the persons and seals what is theirs, anew each time: address and program with the actor's key, metadata with the
@@ -162,7 +174,8 @@ impl Draft {
     /// The system's randomness failed.
     pub fn seal(&mut self, known: &HashMap<String, Known>, own: &Deployment) -> Result<()> {
         let find = |person: &Option<UserId>| person.as_ref().and_then(|person| known.get(person.as_str()));
-        let (actor, subject) = (find(&self.actor), find(&self.subject));
+        let mistaken = find(&self.mistaken);
+        let (actor, subject) = (find(&self.actor), find(&self.subject).or(mistaken));
         let key = |first: Option<&Known>, second: Option<&Known>, column, text: &str| {
             let place = Place { table: TABLE, column, row: &self.entry.id };
             match first.or(second) {
@@ -180,6 +193,11 @@ impl Draft {
         let ids = (actor.map(|known| known.subject.id), subject.map(|known| known.subject.id));
         (self.entry.actor_id, self.entry.subject_id) = ids;
         (self.entry.client_sealed, self.entry.metadata_sealed) = (client, metadata);
+        if let Some(known) = mistaken
+            && self.entry.resource_id.as_deref() == Some(known.subject.user_id.as_str())
+        {
+            self.entry.resource_id = Some(SUBJECT.to_owned());
+        }
         Ok(())
     }
 }

@@ -12,7 +12,7 @@ use super::by::By;
 use super::draft::{ACTOR, SUBJECT};
 use super::entry::{Labels, Outcome};
 use crate::clock::Timestamp;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::keyring::Person;
 use crate::store::Connection;
 use crate::store::schema::audit_logs;
@@ -56,12 +56,24 @@ pub(super) struct Persons {
     pub(super) known: bool,
 }
 
+/// Refuses a span of time that ends before it begins: nothing is in it, which would look like an answer.
+///
+/// # Errors
+/// [`Error::Invalid`].
+pub fn in_order(from: Option<Timestamp>, to: Option<Timestamp>) -> Result<()> {
+    match from.zip(to) {
+        Some((from, to)) if to.utc() < from.utc() => Err(Error::invalid("to", "must not be before from")),
+        _ => Ok(()),
+    }
+}
+
 impl Filter {
     /// Looks its persons up, and notes for the access entry what is looked for and whom it concerns.
     ///
     /// # Errors
-    /// The database's.
+    /// [`Error::Invalid`] where the times are the wrong way round; the database's.
     pub(super) async fn persons(&self, connection: &mut Connection, by: &By) -> Result<Persons> {
+        in_order(self.from, self.to)?;
         let (actor, subject) =
             (self.user_id.as_ref().map(UserId::as_str), self.subject_user_id.as_ref().map(UserId::as_str));
         let resource = self.resource_id.as_ref().map(ResourceId::as_str);

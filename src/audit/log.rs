@@ -12,9 +12,10 @@ use super::doing::{Doing, Leased};
 use super::draft::{Draft, Known};
 use super::entry::{Append, Outcome};
 use super::gap::Gap;
+use super::looks::Looks;
 use super::note::VerifierKey;
 use super::publication::Publication;
-use super::queue::{Queue, Receipt};
+use super::queue::{Pinned, Queue, Receipt};
 use super::stream::Sealed;
 use super::writer::Writer;
 use super::{months, staged};
@@ -35,6 +36,7 @@ pub struct Log {
     pub(super) publication: Arc<Publication>,
     queue: Queue,
     doing: Arc<Doing>,
+    pub(super) looks: Looks,
 }
 
 /// What was staged, if anything is to be.
@@ -96,7 +98,8 @@ impl Log {
         let keys = signers.iter().map(key).collect();
         let publication = Arc::new(Publication::new(store.clone(), keyring.clone(), keys, config));
         let (verified, to_verify) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { store, keyring, signers, verified, to_verify, publication, queue, doing }
+        let looks = Looks::new(config.database.pool);
+        Self { store, keyring, signers, verified, to_verify, publication, queue, doing, looks }
     }
 
     /// Its publication.
@@ -120,7 +123,7 @@ impl Log {
 
     /// Hands over what sidekeep itself has staged. Without a writer it is found in the table later.
     pub(super) fn enter_staged(&self, entry: Sealed) {
-        self.queue.staged(0, Box::new(entry));
+        self.queue.staged(&Pinned::default(), Box::new(entry));
     }
 
     /// Whether entries are taken: not while the log is behind its publication.
@@ -185,7 +188,7 @@ impl Log {
     pub async fn append(&self, by: &By, given: Append) -> Result<Receipt> {
         self.may_append()?;
         let drafts = vec![Draft::new(given, None)?];
-        let receipts = self.queue.append(by.connection, drafts, by.turn(), &by.deadline).await?;
+        let receipts = self.queue.append(&by.pinned, drafts, by.turn(), &by.deadline).await?;
         receipts.into_iter().next().ok_or_else(|| Error::internal("an entry without a receipt"))
     }
 
@@ -208,7 +211,7 @@ impl Log {
             }
             drafts.push(draft);
         }
-        self.queue.append(by.connection, drafts, by.turn(), &by.deadline).await
+        self.queue.append(&by.pinned, drafts, by.turn(), &by.deadline).await
     }
 
     /// Appends the access entry of a call that staged none, and waits for the commit.
@@ -217,7 +220,7 @@ impl Log {
     /// As [`Log::append`]; the call must not be answered then.
     pub async fn note(&self, by: &By, outcome: Outcome, deadline: &Deadline) -> Result<()> {
         self.may_append()?;
-        self.queue.append(by.connection, vec![by.draft(outcome)?], by.turn(), deadline).await.map(drop)
+        self.queue.append(&by.pinned, vec![by.draft(outcome)?], by.turn(), deadline).await.map(drop)
     }
 
     /// Enters that a peer was refused so often.
@@ -231,7 +234,7 @@ impl Log {
         count: u64,
         deadline: &Deadline,
     ) -> Result<()> {
-        let mut by = By::new(deadline.clone(), 0, method, uid);
+        let mut by = By::new(deadline.clone(), Pinned::default(), method, uid);
         by.refused = Some(count);
         self.note(&by, Outcome::Denied, deadline).await
     }
@@ -318,7 +321,7 @@ impl Log {
     pub fn hand_over(&self, by: &By, staged: Staged) {
         if let Some(sealed) = staged {
             by.note_staged();
-            self.queue.staged(by.connection, sealed);
+            self.queue.staged(&by.pinned, sealed);
         }
     }
 

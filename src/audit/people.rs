@@ -57,7 +57,7 @@ impl People {
 
     /// Whether an entry names somebody who does not exist yet.
     pub(super) fn lacks<'a>(&self, mut drafts: impl Iterator<Item = &'a Draft>) -> bool {
-        drafts.any(|draft| draft.people().any(|person| !self.0.contains_key(person.as_str())))
+        drafts.any(|draft| draft.named().any(|person| !self.0.contains_key(person.as_str())))
     }
 
     /// Creates whom these entries name and who does not exist yet, where they may create somebody; to be called after
@@ -72,7 +72,7 @@ impl People {
         drafts: &[&Draft],
         deadline: &Deadline,
     ) -> Result<Vec<String>> {
-        let creating = drafts.iter().filter(|draft| draft.creates).flat_map(|draft| draft.people());
+        let creating = drafts.iter().filter(|draft| draft.creates).flat_map(|draft| draft.named());
         let unknown: Vec<&UserId> = creating.filter(|person| !self.0.contains_key(person.as_str())).collect();
         if unknown.is_empty() {
             return Ok(Vec::new());

@@ -2,8 +2,8 @@
 //! they are under way.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -19,6 +19,8 @@ use crate::store::Deadline;
 const REQUESTS: usize = 8192;
 /// How many bytes wait for all streams at most.
 const BYTES: usize = 24 << 20;
+/// From how many waiting requests on a stream has enough for a batch that is worth its commit.
+const BUSY: usize = 64;
 
 const WAITING: u8 = 0;
 const SENT: u8 = 1;
@@ -132,6 +134,10 @@ impl Group {
     }
 }
 
+/// The stream that a connection's entries go to: chosen with its first one, and kept, as its entries keep their order.
+#[derive(Clone, Debug, Default)]
+pub struct Pinned(Arc<OnceLock<usize>>);
+
 /// The queues to all writers.
 #[derive(Debug)]
 pub struct Queue {
@@ -147,11 +153,17 @@ impl Queue {
         (Self { streams, room: Arc::new(Semaphore::new(BYTES)), max_wait }, receivers)
     }
 
-    fn stream(&self, connection: usize) -> Result<&mpsc::Sender<Request>> {
-        // Addresses and counters differ in their higher bits.
-        let mixed = connection.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
-        let place = mixed.checked_rem(self.streams.len()).unwrap_or(0);
+    fn stream(&self, pinned: &Pinned) -> Result<&mpsc::Sender<Request>> {
+        let place = *pinned.0.get_or_init(|| self.place());
         self.streams.get(place).ok_or_else(|| Error::internal("no writer"))
+    }
+
+    /// The first stream that is not busy, and of busy ones that with the least to do: two commits cost more than one of the same
+    /// entries, so another stream begins only when there is enough for both.
+    fn place(&self) -> usize {
+        let idle = self.streams.iter().position(|stream| waiting(stream) < BUSY);
+        let least = || self.streams.iter().enumerate().min_by_key(|(_, stream)| waiting(stream));
+        idle.or_else(|| least().map(|(place, _)| place)).unwrap_or(0)
     }
 
     /// Appends these entries, all or none, and waits for the commit. Those that take turns keep
@@ -162,12 +174,12 @@ impl Queue {
     /// passed while the batch was under way.
     pub async fn append(
         &self,
-        connection: usize,
+        pinned: &Pinned,
         drafts: Vec<Draft>,
         turn: Option<Turn>,
         deadline: &Deadline,
     ) -> Result<Vec<Receipt>> {
-        let stream = self.stream(connection)?;
+        let stream = self.stream(pinned)?;
         let weight = drafts.iter().map(Draft::weight).fold(0_usize, usize::saturating_add).min(BYTES);
         let weight = u32::try_from(weight).map_err(Error::internal)?;
         let (reply, answer) = oneshot::channel();
@@ -227,15 +239,15 @@ impl Queue {
     }
 
     /// Hands over what was staged. Where there is no room it is found in the table later.
-    pub fn staged(&self, connection: usize, sealed: Box<Sealed>) {
-        if let Ok(stream) = self.stream(connection) {
+    pub fn staged(&self, pinned: &Pinned, sealed: Box<Sealed>) {
+        if let Ok(stream) = self.stream(pinned) {
             let _ = stream.try_send(Request::Staged(sealed));
         }
     }
 
     /// How many requests wait.
     pub fn len(&self) -> usize {
-        self.streams.iter().map(|stream| stream.max_capacity().saturating_sub(stream.capacity())).sum()
+        self.streams.iter().map(waiting).sum()
     }
 
     /// How many requests may wait.
@@ -247,4 +259,8 @@ impl Queue {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+}
+
+fn waiting(stream: &mpsc::Sender<Request>) -> usize {
+    stream.max_capacity().saturating_sub(stream.capacity())
 }

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::by::By;
 use super::entry::Outcome;
+pub use super::filter::in_order;
 use super::filter::{Filter, filtered};
 use super::log::Log;
 use super::open::{Opener, Shown};
@@ -141,6 +142,7 @@ impl Log {
             None => serde_json::json!({ "filter": { "stream": which.stream, "position": which.position } }),
         };
         Json::trusted(given.to_string()).into_iter().for_each(|given| by.looks_for(given));
+        which.id.iter().for_each(|id| by.seeks(id.as_str()));
         let stored = self.find(by, which).await?;
         by.about("entry", stored.id.as_str());
         stored.clone().verified()?;
@@ -169,13 +171,10 @@ impl Log {
                     (None, Some(stream), Some(position)) => {
                         rows().filter(audit_logs::stream.eq(stream)).filter(audit_logs::position.eq(position))
                     }
-                    (Some(_), ..) => {
-                        return Err(Error::invalid(
-                            "id",
-                            "goes without stream and position; give one or the other",
-                        ));
+                    (None, ..) => {
+                        return Err(Error::invalid("id", "is missing; give id, or stream and position"));
                     }
-                    _ => return Err(Error::invalid("id", "is missing; give id, or stream and position")),
+                    _ => return Err(Error::invalid("id", "must stand alone, without stream and position")),
                 };
                 let stored: Option<Stored> = row.first(connection).await.optional()?;
                 Ok(stored)
@@ -246,6 +245,7 @@ impl Log {
     /// The store's.
     pub async fn begin_tail(&self, by: &By, tail: &Tail) -> Result<()> {
         let filter = tail.filter();
+        let _place = self.looks.place(&by.deadline).await?;
         self.store
             .single(&by.deadline, "audit.tail.begin", async |connection| {
                 filter.persons(connection, by).await.map(drop)
@@ -266,12 +266,22 @@ impl Log {
                 .map_err(|_| Error::invalid("after", "must be an object of stream to position"))?;
             after.insert(stream, *position);
         }
+        let place = self.looks.place(&by.deadline).await?;
         self.drained(&by.deadline).await?;
+        drop(place);
         let wait = by.deadline.within(tail.wait.map_or(Duration::ZERO, crate::config::Period::duration));
         let mut pause = Duration::from_millis(10);
+        let mut seen = None;
         loop {
+            // From before the look: what comes during it is looked at again.
+            let sizes = self.looks.sizes(&self.store, &by.deadline).await?;
             let before = after.clone();
-            let mut items = self.next(by, tail, &mut after, max_bytes).await?;
+            let mut items = Vec::new();
+            if seen.as_ref() != Some(&sizes) {
+                let _place = self.looks.place(&by.deadline).await?;
+                items = self.next(by, tail, &mut after, max_bytes).await?;
+                seen = Some(sizes);
+            }
             let asked_for = tail.action.is_some() || items.len() >= tail.limit.items();
             if !asked_for && items.iter().all(Stored::is_of_tail) && !items.is_empty() {
                 after = before;

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
-use super::batch::Append;
+use super::batch::{Append, Head};
 use super::columns::Columns;
 use super::doing::Leased;
 use super::entry::{Entry, FORMAT};
@@ -308,49 +308,23 @@ impl Stream {
         people: &[Referred<'_>],
     ) -> Result<(), Refused> {
         let (size, root) = (sent.tree.size(), sent.tree.root());
-        let mac = own.mac(HEAD, &head_parts(own.name(), self.number, self.epoch, size, root).parts());
-        let (ids, keys): (Vec<i64>, Vec<&[u8]>) = people.iter().copied().unzip();
-        let c = columns;
+        let head = Head {
+            stream: self.number,
+            epoch: self.epoch,
+            from: sent.at.first,
+            size: i64::try_from(size).unwrap_or(i64::MAX),
+            root: root.bytes(),
+            mac: own.mac(HEAD, &head_parts(own.name(), self.number, self.epoch, size, root).parts()),
+            frontier: sent.tree.frontier().to_bytes(),
+            edge: sent.tree.edge(),
+            recorded_at: sent.at.recorded_at,
+        };
         let warnings = self.connection.seen.warnings();
-        let (size, root, frontier) = (
-            i64::try_from(size).unwrap_or(i64::MAX),
-            root.bytes().as_slice(),
-            sent.tree.frontier().to_bytes(),
-        );
-        let edge = sent.tree.edge();
-        let params: &[&(dyn ToSql + Sync)] = &[
-            &self.number,
-            &self.epoch,
-            &sent.at.first,
-            &size,
-            &root,
-            &mac,
-            &frontier,
-            &sent.at.recorded_at,
-            &ids,
-            &keys,
-            &c.position,
-            &c.id,
-            &c.actor_id,
-            &c.subject_id,
-            &c.action,
-            &c.resource_type,
-            &c.resource_id,
-            &c.outcome,
-            &c.occurred_at,
-            &c.labels,
-            &c.client_sealed,
-            &c.metadata_sealed,
-            &c.leaf_hash,
-            &edge,
-        ];
-        let staged: [&(dyn ToSql + Sync); 5] = [&c.level, &c.index, &c.hash, &c.children, &c.staged];
-        let seldom = (!c.level.is_empty() || !c.staged.is_empty()).then_some(staged);
-        match self.append.run(&self.connection, params, seldom).await {
+        match self.append.run(&self.connection, &head, people, columns).await {
             // "Committed locally, but might not have been replicated": not what was asked for.
             Ok(_) if self.connection.seen.warnings() > warnings => Err(Refused::Unknown),
-            Ok(row) if row.get::<_, i64>("heads") == 1 => Ok(()),
-            Ok(_) => Err(self.why_not(sent, people).await),
+            Ok(true) => Ok(()),
+            Ok(false) => Err(self.why_not(sent, people).await),
             Err(error) => Err(refusal(&error)),
         }
     }

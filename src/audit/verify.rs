@@ -10,6 +10,7 @@ mod plan;
 mod rows;
 mod section;
 mod state;
+mod tombstones;
 mod trust;
 mod witness;
 
@@ -99,6 +100,9 @@ pub struct Report {
     pub breaks: Vec<Break>,
     /// How many more there are.
     pub more_breaks: u64,
+    /// Why the log could not be compared with its publication, where that is so: a log that was rewritten from end to end is found
+    /// by that alone. Null where it was compared, where nothing is published, and for a range.
+    pub not_compared: Option<String>,
 }
 
 /// How far a verification has come that found nothing.
@@ -146,9 +150,12 @@ impl Log {
             let Break { stream, position, expected, found, what } = place;
             tracing::error!(stream, position, expected, found, "the audit log is broken: {what}");
         }
-        match <[Break]>::first(&report.breaks) {
-            None => Ok(Verified { entries: report.entries, reached: self.verified().1 }),
-            Some(first) => Err(Error::Tampered {
+        match (<[Break]>::first(&report.breaks), report.not_compared) {
+            (None, None) => Ok(Verified { entries: report.entries, reached: self.verified().1 }),
+            (None, Some(why)) => Err(Error::unavailable(format!(
+                "nothing is broken in the log itself, but it could not be compared with its publication: {why}"
+            ))),
+            (Some(first), _) => Err(Error::Tampered {
                 at: format!(
                     "{} places, the first: stream {} position {}: {}",
                     u64::try_from(report.breaks.len()).unwrap_or(u64::MAX).saturating_add(report.more_breaks),
@@ -194,8 +201,12 @@ impl Log {
             states.extend(state.filter(|_| found.count() == 0).map(|state| (number, state)));
             findings.merge(found);
         }
+        let mut not_compared = None;
         if range == Range::EVERYTHING {
-            for told in self.publication.contradictions(deadline).await? {
+            pass.tombstones(scope != Scope::New, &mut findings).await?;
+            let (contradictions, why) = self.publication.contradictions(deadline).await?;
+            not_compared = why;
+            for told in contradictions {
                 findings.add((told.stream, told.position), told.what, told.expected, told.found);
             }
         }
@@ -205,7 +216,9 @@ impl Log {
         let erased_subjects = u64::try_from(findings.gone.len()).unwrap_or(u64::MAX);
         let (breaks, more_breaks) = findings.breaks();
         let verdict = if breaks.is_empty() { "intact" } else { "broken" };
-        Ok((Report { verdict, entries, erased_subjects, gaps, dropped, breaks, more_breaks }, states))
+        let report =
+            Report { verdict, entries, erased_subjects, gaps, dropped, breaks, more_breaks, not_compared };
+        Ok((report, states))
     }
 }
 

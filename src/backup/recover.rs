@@ -15,7 +15,7 @@ use serde::Serialize;
 use super::keyring::{MANIFEST, Ring, SHARDS, behind, shard_name};
 use super::rows::{Part, populate, records};
 use crate::audit::entry::Outcome;
-use crate::audit::{By, restored};
+use crate::audit::{By, Pinned, restored};
 use crate::clock::Timestamp;
 use crate::error::Result;
 use crate::records::Records;
@@ -137,7 +137,7 @@ pub async fn enter(
     (found, gaps): (Option<&Recovered>, usize),
     deadline: &Deadline,
 ) -> Result<()> {
-    let mut by = By::new(deadline.clone(), 0, METHOD, nix::unistd::geteuid().as_raw());
+    let mut by = By::new(deadline.clone(), Pinned::default(), METHOD, nix::unistd::geteuid().as_raw());
     by.id = Some(RecordId::generate());
     by.tells("gaps", gaps);
     if let Some(found) = found.filter(|found| found.behind) {

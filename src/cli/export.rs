@@ -12,7 +12,7 @@ use super::exit::{Code, coded};
 use super::serve::runtime;
 use super::{Global, output, subject};
 use crate::app;
-use crate::audit::By;
+use crate::audit::{By, Pinned};
 use crate::config;
 use crate::error::chain;
 use crate::store::Deadline;
@@ -98,7 +98,7 @@ async fn write(
     let records = app::open_alone(config, &tracker, &end).await?;
     let around = Surroundings::of(config)?;
     let uid = nix::unistd::Uid::effective().as_raw();
-    let mut by = By::new(Deadline::after(PATIENCE, end.clone()), 0, "subject.export", uid);
+    let mut by = By::new(Deadline::after(PATIENCE, end.clone()), Pinned::default(), "subject.export", uid);
     by.purpose = purpose;
     by.stages = config.audit.access != config::AuditAccess::None;
     let seen = Arc::new(Progress::default());

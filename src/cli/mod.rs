@@ -14,6 +14,7 @@ mod completions;
 mod config;
 mod data_map;
 mod dev;
+mod doctor;
 mod exit;
 mod export;
 mod health;
@@ -69,6 +70,7 @@ enum Command {
     Call(call::Args),
     Health(health::Args),
     Status(status::Args),
+    Doctor(doctor::Args),
     Subject(subject::Args),
     Request(request::Args),
     Config(config::Args),
@@ -111,6 +113,7 @@ fn dispatch(command: Command, global: &Global) -> anyhow::Result<()> {
         Command::Call(args) => call::run(args, global),
         Command::Health(args) => health::run(args, global),
         Command::Status(args) => status::run(args, global),
+        Command::Doctor(args) => doctor::run(args, global),
         Command::Subject(args) => subject::run(args, global),
         Command::Request(args) => request::run(args, global),
         Command::Config(args) => config::run(args, global),

@@ -28,7 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Verify the audit log, or a proof that somebody was given
 ///
 /// Without --proof it reads the database of the configuration, and needs no daemon: every leaf is recomputed from its
-/// columns and every root at every head, and all breaks are told. Exits with 1 when something is broken.
+/// columns and every root at every head, and all breaks are told. Exits with 1 when something is broken, and with 2 when nothing
+/// is, but the log could not be compared with its publication.
 ///
 /// With --proof it needs neither database nor configuration: FILE holds what `audit.prove` answered, and --key what
 /// `sidekeep signing public-key` printed.
@@ -171,10 +172,10 @@ fn verify_log(full: bool, global: &Global) -> anyhow::Result<()> {
         let _ = bar.await;
         anyhow::Ok(report?)
     })?;
-    show(&report, global)
+    show(&report, loaded.config.archive.destination.as_ref(), global)
 }
 
-fn show(report: &Report, global: &Global) -> anyhow::Result<()> {
+fn show(report: &Report, archive: Option<&Destination>, global: &Global) -> anyhow::Result<()> {
     if global.json {
         output::line(&serde_json::to_string(report)?)?;
     } else {
@@ -188,7 +189,13 @@ fn show(report: &Report, global: &Global) -> anyhow::Result<()> {
         };
         let dropped = match report.dropped {
             0 => String::new(),
-            count => format!(", and {count} dropped after their retention, which are in the archive"),
+            count => {
+                let url = archive.map_or_else(|| "URL".to_owned(), ToString::to_string);
+                format!(
+                    ", and {count} dropped after their retention, of which only the hashes were looked at; \
+                     `sidekeep verify --archive {url}` looks at the rest"
+                )
+            }
         };
         output::line(&format!("{}{gaps}: {} entries{erased}{dropped}", report.verdict, report.entries))?;
         for place in &report.breaks {
@@ -201,8 +208,14 @@ fn show(report: &Report, global: &Global) -> anyhow::Result<()> {
     }
     let told = u64::try_from(report.breaks.len()).unwrap_or(u64::MAX);
     let all = told.saturating_add(report.more_breaks);
-    anyhow::ensure!(all == 0, "the log is broken in {all} places");
-    Ok(())
+    let places = if all == 1 { "place" } else { "places" };
+    anyhow::ensure!(all == 0, "the log is broken in {all} {places}");
+    report.not_compared.as_ref().map_or(Ok(()), |why| {
+        let why = format!(
+            "nothing is broken in the log itself, but it was not compared with its publication: {why}"
+        );
+        Err(coded(Code::Usage, why))
+    })
 }
 
 /// Shows how far it is, on a terminal.

@@ -12,9 +12,10 @@ use super::schedule::Schedule;
 use super::scheduler::Jobs;
 use super::{JOBS, Job};
 use crate::clock::Timestamp;
+use crate::config::Config;
 use crate::error::Result;
-use crate::store::Deadline;
 use crate::store::schema::job_runs;
+use crate::store::{Deadline, Store};
 use crate::values::{Limit, Page, decode, encode, fit};
 
 /// A job as it is configured, and what ran last.
@@ -47,6 +48,46 @@ pub struct History {
     pub limit: Limit,
     /// Where the last page ended.
     pub cursor: Option<String>,
+}
+
+/// How a job stands, as anybody can see it who reads the database.
+#[derive(Clone, Debug)]
+pub struct Standing {
+    /// The last run that ended and was no dry run.
+    pub last_run: Option<JobRun>,
+    /// When the last one that succeeded was due.
+    pub succeeded: Option<Timestamp>,
+    /// The first due time that nobody ran, if one has passed.
+    pub missed: Option<Timestamp>,
+    /// And the second one.
+    pub missed_again: Option<Timestamp>,
+    /// What time it is, by PostgreSQL.
+    pub now: Timestamp,
+}
+
+/// How a job stands, without a daemon.
+///
+/// # Errors
+/// The store's.
+pub async fn standing(
+    store: &Store,
+    config: &Config,
+    job: &Job,
+    deadline: &Deadline,
+) -> Result<Option<Standing>> {
+    let look = claim::look(store, &[job.name], deadline).await?;
+    let Some(status) = look.status(job.name) else { return Ok(None) };
+    let schedule = Schedule::of((job.settings)(&config.jobs));
+    let passed = |after| schedule.next(after).filter(|next| *next <= status.now);
+    // One that is running takes the due times that pass meanwhile with it.
+    let missed = look.running(job.name).is_none().then(|| passed(status.last_due)).flatten();
+    Ok(Some(Standing {
+        last_run: look.ended(job.name).cloned().map(Run::shown),
+        succeeded: look.succeeded(job.name).map(|run| run.due_at.into()),
+        missed: missed.map(Timestamp::from),
+        missed_again: missed.and_then(passed).map(Timestamp::from),
+        now: status.now.into(),
+    }))
 }
 
 impl Jobs {

@@ -21,7 +21,7 @@ mod wakes;
 
 pub use asked::Answered;
 pub use claim::{JobRun, RunState};
-pub use history::{History, Listed};
+pub use history::{History, Listed, Standing, standing};
 pub use schedule::Schedule;
 pub use scheduler::{Jobs, LastRun};
 

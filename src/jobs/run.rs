@@ -18,8 +18,8 @@ use super::claim::{self, JobRun, Run};
 use super::scheduler::Jobs;
 use super::{JOBS, Job, backup};
 use crate::app::App;
-use crate::audit::By;
 use crate::audit::entry::Outcome;
+use crate::audit::{By, Pinned};
 use crate::error::{Error, Result, chain};
 use crate::store::Deadline;
 use crate::telemetry;
@@ -267,7 +267,7 @@ impl Jobs {
             );
             return Ok(());
         }
-        let mut by = By::new(deadline.clone(), 0, "job.run", nix::unistd::geteuid().as_raw());
+        let mut by = By::new(deadline.clone(), Pinned::default(), "job.run", nix::unistd::geteuid().as_raw());
         by.id = RecordId::parse(format!("{}.{}", run.run, run.epoch)).ok();
         by.about("job", task.name());
         by.tells("run", &run.run);

@@ -111,6 +111,29 @@ impl Keyring {
         Err(StartError::Database(Error::internal("the deployment's own row in subjects does not stay")))
     }
 
+    /// As [`Keyring::check`], and makes nothing. Answers whether any daemon has used this database yet.
+    ///
+    /// # Errors
+    /// [`StartError`]: no daemon would serve.
+    pub async fn compare(&self, store: &Store, deadline: &Deadline) -> Result<bool, StartError> {
+        let (found, own): (Option<String>, Option<Person>) = store
+            .snapshot(deadline, "keyring.compare", async |connection| {
+                let name = deployment::table.select(deployment::name).first(connection).await.optional()?;
+                let row = subjects::table.find(DEPLOYMENT).select(Person::as_select());
+                Ok((name, row.first(connection).await.optional()?))
+            })
+            .await?;
+        let Some(found) = found else { return Ok(false) };
+        if found != *self.deployment {
+            return Err(StartError::OtherDeployment { found, configured: self.deployment.to_string() });
+        }
+        check_keks(store, deadline, &self.keks()).await?;
+        if let Some(own) = &own {
+            self.unwrap(own).map_err(|_| StartError::DoesNotOpen(own.kek_id().to_owned()))?;
+        }
+        Ok(own.is_some())
+    }
+
     async fn name_database(&self, store: &Store, deadline: &Deadline) -> Result<String> {
         for _ in 0..TRIES {
             let found: Option<String> = store

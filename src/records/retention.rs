@@ -14,7 +14,7 @@ use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
 use super::Records;
-use crate::audit::{By, Staged};
+use crate::audit::{By, Pinned, Staged};
 use crate::error::{Error, Result, chain};
 use crate::keyring::{Person, Subject};
 use crate::store::{Connection, Deadline, Tally};
@@ -45,7 +45,8 @@ pub struct Retiring<'a> {
 impl Retiring<'_> {
     /// An entry about what was removed.
     pub fn by(&self, kind: &'static str, id: impl Into<String>) -> By {
-        let mut by = By::new(self.deadline.clone(), 0, ACTION, nix::unistd::geteuid().as_raw());
+        let mut by =
+            By::new(self.deadline.clone(), Pinned::default(), ACTION, nix::unistd::geteuid().as_raw());
         // Whatever `audit.access` says: what is gone without an entry is what somebody has taken.
         by.stages = true;
         by.about(kind, id);

@@ -194,7 +194,14 @@ mod tests {
     use crate::rpc::peer::Peer;
 
     fn peer(uid: u32, gid: u32, groups: &[u32]) -> Peer {
-        Peer { uid, gid, groups: groups.to_vec(), pid: None, turns: crate::audit::Turns::default() }
+        Peer {
+            uid,
+            gid,
+            groups: groups.to_vec(),
+            pid: None,
+            turns: crate::audit::Turns::default(),
+            pinned: crate::audit::Pinned::default(),
+        }
     }
 
     fn policy(rules: Vec<AccessRule>) -> Policy {

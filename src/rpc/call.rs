@@ -253,10 +253,10 @@ impl Calls {
         // What seldom has to be waited for is boxed: every call would have room for it otherwise.
         let _counted = if entry.uncounted {
             None
-        } else if let Some(places) = self.try_admit(entry.queued) {
+        } else if let Some(places) = self.try_admit(entry) {
             Some(places)
         } else {
-            Some(Box::pin(self.admit(&deadline, entry.queued)).await?)
+            Some(Box::pin(self.admit(&deadline, entry)).await?)
         };
         if entry.stored && !self.app.serves() {
             Box::pin(self.app.ready(&deadline)).await?;
@@ -295,9 +295,8 @@ impl Calls {
         Ok(result)
     }
 
-    fn by(&self, entry: &Entry, peer: &Arc<Peer>, deadline: Deadline, context: &Context) -> By {
-        // Each connection has a peer of its own, for as long as it lasts.
-        let mut by = By::new(deadline, Arc::as_ptr(peer).addr(), entry.name, peer.uid);
+    fn by(&self, entry: &Entry, peer: &Peer, deadline: Deadline, context: &Context) -> By {
+        let mut by = By::new(deadline, peer.pinned.clone(), entry.name, peer.uid);
         by.actor = context.user_id.clone();
         by.purpose = context.purpose.clone();
         by.request_id = context.request_id.clone();
@@ -354,9 +353,14 @@ impl Calls {
         }
     }
 
+    /// A call that only waits, for the writers of the log or for something to happen, needs no place to work.
+    fn places(&self, entry: &Entry) -> &Semaphore {
+        if entry.queued || entry.waits { &self.queued } else { &self.working }
+    }
+
     /// Both places of [`Self::admit`], where nothing has to be waited for.
-    fn try_admit(&self, queued: bool) -> Option<[SemaphorePermit<'_>; 2]> {
-        let working = if queued { &self.queued } else { &self.working };
+    fn try_admit(&self, entry: &Entry) -> Option<[SemaphorePermit<'_>; 2]> {
+        let working = self.places(entry);
         if self.cut.is_cancelled() || !self.budget.has_any() {
             return None;
         }
@@ -364,9 +368,8 @@ impl Calls {
     }
 
     /// A place among the calls in flight, and then one among those that work, while there is memory for what they answer.
-    /// A call that only waits for the writers of the log needs no place to work.
-    async fn admit(&self, deadline: &Deadline, queued: bool) -> Result<[SemaphorePermit<'_>; 2]> {
-        let working = if queued { &self.queued } else { &self.working };
+    async fn admit(&self, deadline: &Deadline, entry: &Entry) -> Result<[SemaphorePermit<'_>; 2]> {
+        let working = self.places(entry);
         if self.cut.is_cancelled() {
             return Err(Error::unavailable("this daemon is ending; connect again"));
         }

@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use tokio::net::UnixStream;
 
-use crate::audit::Turns;
+use crate::audit::{Pinned, Turns};
 
 /// The process at the other end of a connection, as it was when it connected.
 #[derive(Clone, Debug)]
@@ -20,6 +20,8 @@ pub struct Peer {
     pub pid: Option<i32>,
     /// The order in which the entries that it sends are appended.
     pub turns: Turns,
+    /// Where they are appended.
+    pub pinned: Pinned,
 }
 
 impl Peer {
@@ -36,6 +38,7 @@ impl Peer {
             groups: supplementary_groups(stream.as_fd())?,
             pid: credentials.pid(),
             turns: Turns::default(),
+            pinned: Pinned::default(),
         })
     }
 
@@ -47,6 +50,7 @@ impl Peer {
             groups: Vec::new(),
             pid: i32::try_from(std::process::id()).ok(),
             turns: Turns::default(),
+            pinned: Pinned::default(),
         }
     }
 }

@@ -65,6 +65,9 @@ pub enum ConnectError {
         /// The newest that was seen.
         newest: i64,
     },
+    /// The server takes the session, and does not answer as it has to.
+    #[error("{0}")]
+    Mute(String),
     /// No answer in time.
     #[error("no answer within {}", humantime::format_duration(*.0))]
     Timeout(Duration),
@@ -206,6 +209,16 @@ impl Target {
             }
         }
         Err(failure)
+    }
+
+    /// One for each host.
+    pub(super) fn hosts(&self) -> &[tokio_postgres::Config] {
+        &self.hosts
+    }
+
+    /// The TLS that is spoken, if any.
+    pub(super) fn tls(&self) -> Option<&MakeRustlsConnect> {
+        self.tls.as_ref()
     }
 
     /// The first host.

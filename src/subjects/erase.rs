@@ -21,7 +21,7 @@ use super::retention::is_forgotten;
 use super::selector::{Erasure, SCHEMA, TABLES, Table, Whose};
 use crate::audit::document::{Signed, canonical};
 use crate::audit::merkle::Hash;
-use crate::audit::{By, SUBJECT, Staged};
+use crate::audit::{By, Pinned, SUBJECT, Staged};
 use crate::config::{Config, KeepConsents};
 use crate::error::{Error, Result};
 use crate::keyring::{Person, Place};
@@ -155,7 +155,7 @@ pub(super) async fn forget(
     asked: &Erase,
 ) -> Result<bool> {
     records.log().signer()?;
-    let by = By::new(retiring.deadline.clone(), 0, METHOD, nix::unistd::geteuid().as_raw());
+    let by = By::new(retiring.deadline.clone(), Pinned::default(), METHOD, nix::unistd::geteuid().as_raw());
     by.tells("run", retiring.run);
     let attempt = Attempt { retiring: Some(retiring), ..Attempt::new(records, config, &by, asked)? };
     let erased = records.entered(&by, async || {

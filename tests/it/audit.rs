@@ -94,6 +94,10 @@ fn what_identifies_a_person_or_is_of_no_form_is_refused_alone() {
         (json!({ "action": "" }), "action"),
         (json!({ "action": "user:bob", "user_id": "user:bob" }), "action"),
         (json!({ "action": "x", "id": "user:bob", "user_id": "user:bob" }), "id"),
+        (
+            json!({ "action": "x", "resource_type": "user:bob", "subject_user_id": "user:bob" }),
+            "resource_type",
+        ),
         (json!({ "action": "x", "labels": { "who": "user:bob" }, "user_id": "user:bob" }), "labels"),
         (json!({ "action": "x", "labels": { "sidekeep.uid": "0" } }), "labels"),
         (json!({ "action": "x", "resource_id": "@actor" }), "resource_id"),

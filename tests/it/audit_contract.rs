@@ -218,9 +218,12 @@ fn pages_are_in_order_and_whole_whatever_is_asked_for() {
         (json!({ "cursor": "x" }), "cursor"),
         (json!({ "unknown": 1 }), "unknown"),
         (json!({ "from": "x" }), "from"),
+        (json!({ "from": "2026-02-01T00:00:00Z", "to": "2026-01-01T00:00:00Z" }), "to"),
     ] {
         assert_eq!(client.err("audit.query", params).field(), field);
     }
+    let turned = json!({ "from": "2026-02-01T00:00:00Z", "to": "2026-01-01T00:00:00Z" });
+    assert_eq!(client.err("audit.verify", turned).field(), "to", "nothing is in it, which is no verdict");
     assert_eq!(client.err("audit.tail", json!({ "after": { "x": 1 } })).field(), "after");
     check_log(&world, &daemon);
 }
@@ -396,4 +399,55 @@ fn a_notification_is_appended_and_a_bad_one_does_no_harm() {
     assert_eq!(world.sql("SELECT count(*) FROM audit_logs WHERE action = 'told'"), "1");
     assert_eq!(client.ok("audit.get", json!({ "id": "n1" }))["position"], receipt["position"]);
     check_log(&world, &daemon);
+}
+
+/// A user id in the place of another id is the commonest of mistakes.
+#[test]
+fn a_user_id_that_was_taken_for_another_id_does_not_outlive_its_person() {
+    let world = World::new();
+    let daemon = world.start();
+    let mut client = daemon.client();
+    let person = "needle-person";
+    client.ok("preferences.set", json!({ "user_id": person, "preferences": {} }));
+    let before = world.sql("SELECT count(*) FROM subjects");
+    for id in [person, "v-none"] {
+        client.err("conversation.get", json!({ "id": id }));
+        client.err("subject.certificate", json!({ "id": id }));
+        client.err("audit.get", json!({ "id": id }));
+        client.ok("conversation.delete", json!({ "id": id }));
+    }
+    check_log(&world, &daemon);
+    let kept = "SELECT string_agg(action, ' ' ORDER BY action) FROM audit_logs WHERE resource_id = ";
+    assert_eq!(world.sql(&format!("{kept}'v-none'")), "conversation.get subject.certificate");
+    assert_eq!(world.sql(&format!("{kept}'{person}'")), "");
+    assert_eq!(world.sql("SELECT count(*) FROM subjects"), before, "nobody was created");
+    let accesses = client.ok("subject.accesses", json!({ "user_id": person }));
+    for method in ["conversation.get", "subject.certificate", "audit.get"] {
+        assert!(items(&accesses).iter().any(|access| access["what"] == method), "{method}: {accesses}");
+    }
+    client.ok("subject.erase", json!({ "user_id": person, "reason": "request" }));
+    let all = client.ok("audit.query", json!({ "limit": 1000 }));
+    assert!(!all.to_string().contains(person), "{all}");
+    check_log(&world, &daemon);
+}
+
+#[test]
+fn an_id_that_stands_for_something_else_is_named_among_many() {
+    let world = World::new();
+    let daemon = world.start();
+    let mut client = daemon.client();
+    client.ok("audit.append", json!({ "action": "first", "id": "e-1" }));
+    let many = |action: &str| json!({ "entries": [{ "action": "new", "id": "e-2" }, { "action": action, "id": "e-1" }] });
+    let other = client.err("audit.append_many", many("second"));
+    assert!(
+        other.kind() == "conflict" && other.message.contains("entries[1].id: another entry"),
+        "{other:?}"
+    );
+    assert_eq!(client.err("audit.get", json!({ "id": "e-2" })).kind(), "not_found");
+    // One that stands for the same is answered, and what is new beside it appended.
+    let both = client.ok("audit.append_many", many("first"));
+    assert_eq!(client.ok("audit.get", json!({ "id": "e-1" }))["position"], items(&both)[1]["position"]);
+    assert_eq!(client.ok("audit.get", json!({ "id": "e-2" }))["position"], items(&both)[0]["position"]);
+    let both = client.err("audit.get", json!({ "id": "e-1", "stream": 0, "position": 0 }));
+    assert!(both.message.contains("must stand alone"), "{both:?}");
 }

@@ -238,6 +238,35 @@ fn what_is_gone_is_written_again_and_what_is_not_ours_is_not_replaced() {
     daemon.assert_well();
 }
 
+/// A disk that was not mounted for a while, and is again.
+#[test]
+fn a_destination_that_comes_back_as_it_was_forgets_who_was_erased_meanwhile() {
+    let world = World::new();
+    let daemon = world.start_with(&keyring_backup(&world));
+    make(&daemon, &["ada", "bob"]);
+    assert_eq!(run(&daemon)["state"], "ok");
+    let (mounted, away) = (directory(&world), world.path("away"));
+    std::fs::rename(&mounted, &away).unwrap();
+    // Of long ago: as if the shards had not changed for a month.
+    world.sql("UPDATE keyring_writes SET begun_at = begun_at - interval '30 days'");
+    erase(&daemon, "bob");
+    wait_for("the backup in another folder of that name", || {
+        mounted.join("manifest.json").exists().then(|| run(&daemon)).filter(|done| done["state"] == "ok")
+    });
+    assert_eq!(people(&world), ["ada"]);
+
+    std::fs::remove_dir_all(&mounted).unwrap();
+    std::fs::rename(&away, &mounted).unwrap();
+    assert_eq!(people(&world), ["ada", "bob"], "the disk is as it was");
+    let done = run(&daemon);
+    assert_eq!(done["state"], "ok", "{done}");
+    assert_eq!(people(&world), ["ada"], "{done}");
+    let again = run(&daemon);
+    assert_eq!((&again["state"], &again["counts"]["shards"]), (&json!("ok"), &json!(0)), "{again}");
+    intact(&daemon);
+    daemon.assert_well();
+}
+
 #[test]
 fn without_a_destination_the_job_is_off_and_says_what_to_set() {
     let world = World::new();

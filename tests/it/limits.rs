@@ -306,3 +306,33 @@ fn a_connection_at_its_cap_waits_and_loses_nothing() {
         assert!(seen.into_iter().all(|seen| seen));
     });
 }
+
+/// More of them than places at the database: whoever follows the log takes none while nothing happens.
+#[test]
+fn those_who_follow_the_log_hold_nobody_up() {
+    let world = World::new();
+    let daemon =
+        world.start_with("database.pool = 2\ndatabase.acquire_timeout = \"2s\"\njobs.enabled = false\n");
+    daemon.ok("profile.create", create("user:ada"));
+    let after = daemon.ok("audit.tail", json!({ "action": "nothing", "limit": 1000 }))["after"].clone();
+    let followers: Vec<_> = (0..40)
+        .map(|_| {
+            let mut client = daemon.client();
+            client.send_call("audit.tail", json!({ "after": after, "action": "invoice.*", "wait": "25s" }));
+            client
+        })
+        .collect();
+    in_flight(&daemon, 40);
+    let mut client = daemon.client();
+    for _ in 0..20 {
+        let began = Instant::now();
+        client.ok("profile.get", json!({ "user_id": "user:ada" }));
+        assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    }
+    client.ok("audit.append", json!({ "id": "e-1", "action": "invoice.read" }));
+    for mut follower in followers {
+        let answer = follower.line();
+        assert_eq!(answer["result"]["items"][0]["id"], "e-1", "{answer}");
+    }
+    daemon.assert_well();
+}

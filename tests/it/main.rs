@@ -31,6 +31,8 @@ mod bad_input;
 mod commands;
 mod dev;
 mod discover;
+mod doctor;
+mod doctor_faults;
 mod drill;
 mod erasure;
 mod erasure_faults;

@@ -202,9 +202,20 @@ fn without_its_publication_nothing_is_signed_and_all_else_goes_on() {
             (&report["size"], world.sql("SELECT count(*) FROM audit_checkpoints")),
             (&size, signed.clone())
         );
+        // Whoever verifies meanwhile is told what that does not find.
+        let report = verify(&daemon);
+        assert_eq!((&report["verdict"], &report["breaks"]), (&json!("intact"), &json!([])), "{report}");
+        assert!(report["not_compared"].as_str().unwrap().contains("put its objects back"), "{report}");
+        let run = daemon.ok("job.run", json!({ "name": "verify" }));
+        assert!(run["error"].as_str().unwrap().contains("could not be compared"), "{run}");
+        let done = sidekeep(&["--config", daemon.config.to_str().unwrap(), "verify", "--full"]);
+        assert_eq!(done.status.code(), Some(2), "{done:?}");
+        assert!(String::from_utf8_lossy(&done.stderr).contains("was not compared"), "{done:?}");
         let _ = std::fs::remove_dir_all(&in_the_way);
         std::fs::rename(&elsewhere, &in_the_way).unwrap();
         wait_state(&daemon, "whole");
+        assert_eq!(verify(&daemon)["not_compared"], Value::Null);
+        assert_eq!(daemon.ok("job.run", json!({ "name": "verify" }))["state"], "ok");
     }
     // So is one whose newest object cannot be read.
     let newest =

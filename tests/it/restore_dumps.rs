@@ -40,7 +40,11 @@ fn a_dump_of_an_older_schema_is_brought_up_to_date_and_one_of_a_newer_is_refused
         run(&dumped.daemon, "backup");
         let listed = dumped.daemon.ok("backup.list", json!({}));
         // Of two in one second the names do not tell which is the newer.
-        let newest = items(&listed).iter().max_by_key(|item| item["created_at"].as_str().unwrap().to_owned());
+        let newest = listed["items"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .max_by_key(|item| item["created_at"].as_str().unwrap().to_owned());
         newest.unwrap()["name"].as_str().unwrap().to_owned()
     };
     // As it was before this migration.

@@ -225,6 +225,37 @@ fn a_tombstone_that_was_changed_covers_nobody() {
     }
 }
 
+/// Whoever is restored from a backup is erased again where there is a tombstone.
+#[test]
+fn a_tombstone_that_no_erasure_has_left_is_told() {
+    let world = World::new();
+    let daemon = world.start();
+    for person in ["user:ada", "user:bob"] {
+        daemon.ok("preferences.set", json!({ "user_id": person, "preferences": {} }));
+    }
+    daemon.ok("subject.erase", json!({ "user_id": "user:ada", "reason": "request" }));
+    let verify = || daemon.ok("audit.verify", json!({}));
+    assert_eq!(verify()["verdict"], "intact");
+    for (person, found) in [
+        ("(SELECT subject_id FROM subjects WHERE user_id = 'user:bob')", "in both"),
+        ("12345", "no entry planted"),
+    ] {
+        world.sql(&format!(
+            "INSERT INTO subject_erasures SELECT {person}, erased_at, reason, 'planted', 'planted', certificate, note_sealed \
+             FROM subject_erasures"
+        ));
+        let report = verify();
+        let told = report["breaks"].as_array().unwrap();
+        let about = |place: &&Value| place["found"].as_str().unwrap().contains(found);
+        let place = told.iter().find(about).unwrap_or_else(|| panic!("{found}: {report}"));
+        assert_eq!((&report["verdict"], &place["what"]), (&json!("broken"), &json!("subject_erasures")));
+        world.sql(
+            "SET session_replication_role = replica; DELETE FROM subject_erasures WHERE entry_id = 'planted'",
+        );
+        assert_eq!(verify()["verdict"], "intact");
+    }
+}
+
 #[test]
 fn a_verification_that_takes_longer_than_its_caller_waits_is_followed() {
     let world = World::new();

@@ -136,7 +136,8 @@ impl Publication {
         Ok((
             run,
             Verdict::Away(format!(
-                "audit.publish lacks {}, which was published there: mount it, or put its objects back",
+                "audit.publish lacks {}, which was published there: mount it, or put its objects back; if they are lost for \
+                 good, name a new audit.publish, where all is published again",
                 object::name(lacking)
             )),
         ))

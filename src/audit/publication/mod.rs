@@ -69,7 +69,6 @@ struct State {
     fresh: bool,
 }
 
-/// Entries that were published, and that nobody has declared lost.
 /// Heads that were published and are not there, though no entry is lost: the next comparison takes them over again.
 fn unheaded(missing: &Missing) -> Break {
     let published = missing.newest.checkpoint.size;
@@ -82,6 +81,7 @@ fn unheaded(missing: &Missing) -> Break {
     }
 }
 
+/// Entries that were published, and that nobody has declared lost.
 fn undeclared(gap: &Gap) -> Break {
     Break {
         stream: gap.stream,
@@ -260,14 +260,16 @@ impl Publication {
         error.unwrap_or_else(|| Error::unavailable("the publication is busy"))
     }
 
-    /// Where the log is not what was published, for a verification. Of a publication that cannot be read nothing is told.
+    /// Where the log is not what was published, for a verification, and why it could not be compared, where that is so: what a
+    /// verification without its publication does not find must not look as if it were not there.
     ///
     /// # Errors
     /// The store's.
-    pub(super) async fn contradictions(&self, deadline: &Deadline) -> Result<Vec<Break>> {
-        let Some(place) = &self.place else { return Ok(Vec::new()) };
+    pub(super) async fn contradictions(&self, deadline: &Deadline) -> Result<(Vec<Break>, Option<String>)> {
+        let Some(place) = &self.place else { return Ok((Vec::new(), None)) };
         let _turn = self.turn(deadline).await?;
         let (run, verdict) = self.look(place, deadline).await?;
+        let mut not_compared = None;
         let found = match &verdict {
             Verdict::Forked(newest, why) => vec![Break {
                 stream: HEADS,
@@ -280,12 +282,13 @@ impl Publication {
             Verdict::Behind(missing) => missing.gaps.iter().map(undeclared).collect(),
             Verdict::Away(why) => {
                 tracing::warn!(why, "the log was verified without its publication");
+                not_compared = Some(why.clone());
                 Vec::new()
             }
             Verdict::Fresh | Verdict::Whole(_) => Vec::new(),
         };
         self.note(run, verdict);
-        Ok(found)
+        Ok((found, not_compared))
     }
 
     /// What the log lacks of its publication, and, where it is accepted, declares it.

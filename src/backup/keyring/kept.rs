@@ -1,6 +1,7 @@
 //! The objects of the keyring's backup: their names, and reading them as whoever is about to replace them.
 
 use bytes::Bytes;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 
 use super::Writer;
 use super::compare::{Told, foreign};
@@ -59,10 +60,26 @@ impl Writer<'_> {
 
     /// Shards that should be there and are not; those in `known` are not told.
     pub(super) async fn lost(&self, known: &[i16]) -> Result<Vec<i16>> {
-        let believed = self.believed().await?;
+        let believed = self.believed().await?.into_iter().map(|(shard, _)| shard);
         let listed = self.objects.list(SHARDS_FOLDER).await.map_err(|trouble| away(&trouble))?;
         let is_there = |shard: i16| listed.iter().any(|found| found.name == shard_name(shard));
-        Ok(believed.into_iter().filter(|shard| !known.contains(shard) && !is_there(*shard)).collect())
+        Ok(believed.filter(|shard| !known.contains(shard) && !is_there(*shard)).collect())
+    }
+
+    /// Shards that are there as they once were, and not as they were stored last: the destination was away and has come back, or
+    /// something has put an earlier state of it back. They hold whoever was erased meanwhile. Those in `known` are not told.
+    pub(super) async fn aged(&self, known: &[i16]) -> Result<Vec<i16>> {
+        let believed = self.believed().await?;
+        let unknown = believed.into_iter().filter(|(shard, _)| !known.contains(shard));
+        let looked = futures_util::stream::iter(unknown)
+            .map(|(shard, stored)| async move {
+                let there = self.shard(shard).await?;
+                Ok(there.filter(|(header, _)| header.generation < stored).map(|_| shard))
+            })
+            .buffer_unordered(super::LANES)
+            .try_collect::<Vec<_>>();
+        let aged: Result<Vec<Option<i16>>> = looked.await;
+        Ok(aged?.into_iter().flatten().collect())
     }
 
     /// What is said of the shard that is there, for whoever replaces it.

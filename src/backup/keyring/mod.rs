@@ -3,7 +3,7 @@
 //! A crash at any point leaves a shard that is older than the database says, and the next run writes it again. A writer that stalls between
 //! reading the database and writing the object replaces nothing that was written meanwhile, and looks at both again after its write. An
 //! object that this database has not begun to write is of a later state of it, and is never replaced: a database that was restored must
-//! not bring back who was erased since.
+//! not bring back who was erased since. A destination that was away and comes back as it was is written again.
 
 mod compare;
 mod content;
@@ -66,9 +66,19 @@ pub async fn bring_up_to_date(records: &Records, config: &Config, deadline: &Dea
     // Before anything is written: without a manifest a backup is none.
     records.log().signer()?;
     writer.adopt().await?;
+    // Before the object is read, which is never older than what is believed then.
+    let believed = writer.believed_manifest().await?;
     let manifest = writer.manifest().await?;
+    let put_back = manifest.as_ref().is_some_and(|(manifest, _)| manifest.generation < believed);
     let mut wanted = writer.wanted().await?;
     wanted.extend(writer.lost(&wanted).await?);
+    if put_back {
+        tracing::warn!(
+            destination = writer.objects.url(),
+            "the keyring's backup is an earlier one than was stored there; what is in it is written again"
+        );
+        wanted.extend(writer.aged(&wanted).await?);
+    }
     if !wanted.is_empty() {
         writer.probe().await?;
     }
@@ -77,6 +87,6 @@ pub async fn bring_up_to_date(records: &Records, config: &Config, deadline: &Dea
         .buffer_unordered(LANES)
         .try_fold(0_i64, async |count, ()| Ok(count.saturating_add(1)))
         .await?;
-    let generation = writer.bring_manifest(manifest.is_some()).await?;
+    let generation = writer.bring_manifest(manifest.is_some() && !put_back).await?;
     Ok(Brought { generation, shards: written })
 }

@@ -60,6 +60,11 @@ impl Ring {
         Ok(Some(Self { objects, deployment, keks: (*keyring.keks()).clone(), manifest }))
     }
 
+    /// What it says of itself.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
     /// Where it is.
     pub fn url(&self) -> &str {
         self.objects.url()

@@ -28,8 +28,10 @@ const BEGIN: &str = "INSERT INTO sidekeep.keyring_writes (id, object) VALUES ($1
 const STORED: &str = "UPDATE sidekeep.keyring_shards SET stored = $2, stored_at = clock_timestamp(), sealed_under = $3, kek_ids = $4, \
     raised_at = CASE WHEN generation = $2 THEN NULL ELSE raised_at END WHERE shard = $1 RETURNING generation";
 const COUNT: &str = "UPDATE sidekeep.keyring_backups SET generation = generation + 1";
-/// Who has stalled for longer than a day finds another version of the object.
-const FORGET: &str = "DELETE FROM sidekeep.keyring_writes WHERE object = $1 AND id <> $2 AND begun_at < now() - interval '1 day'";
+/// What was replaced longer than a week ago: whoever has stalled so long finds another version of the object, and a destination that was
+/// away so long is another one.
+const FORGET: &str = "DELETE FROM sidekeep.keyring_writes WHERE object = $1 AND id <> $2 AND begun_at < \
+    (SELECT max(n.begun_at) FROM sidekeep.keyring_writes n WHERE n.object = $1 AND n.begun_at < now() - interval '7 days')";
 const STORED_MANIFEST: &str = "UPDATE sidekeep.keyring_backups SET stored = greatest(stored, $1), stored_at = clock_timestamp() \
     RETURNING generation";
 const ADOPT: &str = "WITH was AS (SELECT destination FROM sidekeep.keyring_backups FOR UPDATE) \
@@ -151,11 +153,19 @@ impl Writer<'_> {
         found.await
     }
 
-    /// The shards that the database believes to be stored.
-    pub(super) async fn believed(&self) -> Result<Vec<i16>> {
+    /// The shards that the database believes to be stored, each with its generation.
+    pub(super) async fn believed(&self) -> Result<Vec<(i16, i64)>> {
         let found = self.store().single(self.deadline, "keyring_backup.believed", async |connection| {
             let stored = keyring_shards::table.filter(keyring_shards::stored.gt(0));
-            Ok(stored.select(keyring_shards::shard).load(connection).await?)
+            Ok(stored.select((keyring_shards::shard, keyring_shards::stored)).load(connection).await?)
+        });
+        found.await
+    }
+
+    /// The generation of the manifest that the database believes to be stored.
+    pub(super) async fn believed_manifest(&self) -> Result<i64> {
+        let found = self.store().single(self.deadline, "keyring_backup.believed", async |connection| {
+            Ok(keyring_backups::table.select(keyring_backups::stored).first(connection).await?)
         });
         found.await
     }

@@ -16,9 +16,9 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::keyring::Ring;
-use crate::audit::By;
 use crate::audit::entry::Outcome;
 use crate::audit::gap::Gap;
+use crate::audit::{By, Pinned};
 use crate::clock::Timestamp;
 use crate::config::Config;
 use crate::error::Result;
@@ -112,7 +112,7 @@ pub async fn tell_log(
         let published = records.log().publication().report().at;
         restored.lost_until = published.map_or(restored.lost_until, |at| at.max(restored.lost_until));
     }
-    let mut by = By::new(deadline.clone(), 0, METHOD, nix::unistd::geteuid().as_raw());
+    let mut by = By::new(deadline.clone(), Pinned::default(), METHOD, nix::unistd::geteuid().as_raw());
     by.id = Some(RecordId::generate());
     by.about("dump", restored.name.as_str());
     by.tells("lost_from", restored.lost_from);

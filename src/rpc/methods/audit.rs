@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{About, Methods, error};
 use crate::audit::entry::Append;
 use crate::audit::prove::Between;
-use crate::audit::read::{Query, Tail, Which};
+use crate::audit::read::{Query, Tail, Which, in_order};
 use crate::audit::verify::{Range, Report};
 use crate::audit::{APPEND_MANY, Receipt};
 use crate::clock::Timestamp;
@@ -95,6 +95,7 @@ pub(super) fn add(methods: &mut Methods) {
     methods.add(
         About {
             personal: true,
+            waits: true,
             ..About::entered(
                 "audit.tail",
                 "What comes next in each stream; waits a while where there is nothing. Each position is given once.",
@@ -180,13 +181,14 @@ fn add_proofs(methods: &mut Methods) {
     methods.add(
         About {
             errors: &[error::CONFLICT, error::FORBIDDEN, error::OVERLOADED, error::UNAVAILABLE],
+            waits: true,
             ..About::entered(
                 "audit.verify",
                 "Verifies the log: leaves from their columns, roots at every head, seals and signatures, persons and consents. \
                  Tells all breaks. Answers when it is done, or after `wait` with the run to follow in job.history.",
                 (
                     "{}",
-                    r#"{"verdict":"intact","entries":12,"erased_subjects":0,"gaps":0,"dropped":0,"breaks":[],"more_breaks":0}"#,
+                    r#"{"verdict":"intact","entries":12,"erased_subjects":0,"gaps":0,"dropped":0,"breaks":[],"more_breaks":0,"not_compared":null}"#,
                 ),
             )
         },
@@ -221,6 +223,7 @@ enum Verified {
 
 async fn verify(call: &Call, asked: Verify) -> Result<Verified> {
     let wait = asked.wait.map_or(WAIT, Period::duration);
+    in_order(asked.from, asked.to)?;
     let range = Range { from: asked.from, to: asked.to };
     let range = serde_json::to_value(range).map_err(Error::internal)?;
     match call.calls.jobs().ask("audit.verify", &range, wait, &call.by.deadline).await? {

@@ -72,6 +72,7 @@ pub(super) fn add(methods: &mut Methods) {
                 error::UNKNOWN_OUTCOME,
             ],
             writes: true,
+            waits: true,
             ..About::entered(
                 "job.run",
                 "Runs a job now. Answers when it has ended, or after `wait` with the run to follow in job.history.",

@@ -62,6 +62,7 @@ pub(super) fn add(methods: &mut Methods) {
     methods.add(
         About {
             errors: &[error::FORBIDDEN, error::OVERLOADED, error::UNAVAILABLE],
+            waits: true,
             ..About::entered(
                 "keyring.status",
                 "How many data keys each key-encryption key wraps, and which daemons have it. No key is ever shown.",

@@ -62,6 +62,8 @@ pub struct About {
     pub entered: bool,
     /// Whether it waits for the writers of the log and for nothing else.
     pub queued: bool,
+    /// Whether it spends its time waiting for something to happen, and so takes nobody's place at the database.
+    pub waits: bool,
     /// Whether it changes something.
     pub writes: bool,
     /// Whether it is answered however busy the daemon is.
@@ -80,6 +82,7 @@ impl About {
             stored: true,
             entered: true,
             queued: false,
+            waits: false,
             writes: false,
             uncounted: false,
         }
@@ -96,6 +99,7 @@ impl About {
             stored: true,
             entered: true,
             queued: false,
+            waits: false,
             writes: true,
             uncounted: false,
         }
@@ -121,6 +125,7 @@ impl About {
             stored: true,
             entered: false,
             queued: false,
+            waits: false,
             writes: false,
             uncounted: false,
         }
@@ -165,6 +170,7 @@ impl About {
             stored: false,
             entered: false,
             queued: false,
+            waits: false,
             writes: false,
             uncounted: true,
         }
@@ -216,6 +222,8 @@ pub struct Entry {
     pub entered: bool,
     /// See [`About::queued`].
     pub queued: bool,
+    /// See [`About::waits`].
+    pub waits: bool,
     /// See [`About::writes`].
     pub writes: bool,
     /// See [`About::uncounted`].
@@ -289,6 +297,7 @@ impl Methods {
             stored: about.stored,
             entered: about.entered,
             queued: about.queued,
+            waits: about.waits,
             writes: about.writes,
             uncounted: about.uncounted,
             handler,
