@@ -72,29 +72,7 @@ impl Draft {
             let person = given.resource_id.as_ref().map(|id| UserId::parse(id.as_str()));
             subject = person.transpose().map_err(|message| Error::invalid("resource_id", message))?;
         }
-        let is_person =
-            |text: &str| [&actor, &subject].into_iter().flatten().any(|person| person.as_str() == text);
-        let identifies = |field: &str| {
-            Error::invalid(field, "is a person's user id, which must not stand in the log in the clear")
-        };
-        if is_person(given.action.as_str()) {
-            return Err(identifies("action"));
-        }
-        // What sidekeep writes there itself is a word of its own, whatever somebody is called.
-        if own.is_none() && given.resource_type.as_ref().is_some_and(|kind| is_person(kind.as_str())) {
-            return Err(identifies("resource_type"));
-        }
-        if given.id.as_ref().is_some_and(|id| is_person(id.as_str())) {
-            return Err(identifies("id"));
-        }
-        if given.labels.iter().flat_map(Labels::iter).any(|(key, value)| is_person(key) || is_person(value)) {
-            return Err(identifies("labels"));
-        }
-        // Of sidekeep's own labels these are the caller's words.
-        let said = |(key, value): &(&str, &str)| !key.starts_with(OWN_LABELS) && is_person(value);
-        if let Some((key, _)) = own.iter().flat_map(Labels::iter).find(said) {
-            return Err(identifies(&format!("context.{key}")));
-        }
+        refuse_in_the_clear(&given, own.as_ref(), [&actor, &subject])?;
         let resource_id = match given.resource_id.as_ref().map(ResourceId::as_str) {
             // What sidekeep writes itself may stand for the persons.
             Some(id) if id.starts_with('@') && own.is_none() => {
@@ -200,6 +178,33 @@ impl Draft {
         }
         Ok(())
     }
+}
+
+/// Refuses what would name one of an entry's persons in the clear.
+fn refuse_in_the_clear(given: &Append, own: Option<&Labels>, persons: [&Option<UserId>; 2]) -> Result<()> {
+    let is_person = |text: &str| persons.into_iter().flatten().any(|person| person.as_str() == text);
+    let identifies = |field: &str| {
+        Error::invalid(field, "is a person's user id, which must not stand in the log in the clear")
+    };
+    if is_person(given.action.as_str()) {
+        return Err(identifies("action"));
+    }
+    // What sidekeep writes there itself is a word of its own, whatever somebody is called.
+    if own.is_none() && given.resource_type.as_ref().is_some_and(|kind| is_person(kind.as_str())) {
+        return Err(identifies("resource_type"));
+    }
+    if given.id.as_ref().is_some_and(|id| is_person(id.as_str())) {
+        return Err(identifies("id"));
+    }
+    if given.labels.iter().flat_map(Labels::iter).any(|(key, value)| is_person(key) || is_person(value)) {
+        return Err(identifies("labels"));
+    }
+    // Of sidekeep's own labels these are the caller's words.
+    let said = |(key, value): &(&str, &str)| !key.starts_with(OWN_LABELS) && is_person(value);
+    if let Some((key, _)) = own.into_iter().flat_map(Labels::iter).find(said) {
+        return Err(identifies(&format!("context.{key}")));
+    }
+    Ok(())
 }
 
 fn merge(given: Option<Labels>, own: Option<Labels>) -> Option<Labels> {
