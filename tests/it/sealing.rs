@@ -113,6 +113,7 @@ fn no_sealed_column_opens_what_stood_in_another_place() {
         let (table, column) = column.split_once('.').unwrap();
         let of = |user: &str| match table {
             "audit_logs" => format!("{table}.id = 'e{user}'"),
+            "conversation_messages" => format!("{table}.conversation_id = 'v{user}'"),
             _ => format!("{table}.subject_id = (SELECT subject_id FROM subjects WHERE user_id = '{user}')"),
         };
         let right = client.ok(method, params.clone());
