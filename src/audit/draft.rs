@@ -72,7 +72,7 @@ impl Draft {
             let person = given.resource_id.as_ref().map(|id| UserId::parse(id.as_str()));
             subject = person.transpose().map_err(|message| Error::invalid("resource_id", message))?;
         }
-        stands_for_nobody(&given, own.as_ref(), [&actor, &subject])?;
+        refuse_in_the_clear(&given, own.as_ref(), [&actor, &subject])?;
         let resource_id = match given.resource_id.as_ref().map(ResourceId::as_str) {
             // What sidekeep writes itself may stand for the persons.
             Some(id) if id.starts_with('@') && own.is_none() => {
@@ -180,19 +180,8 @@ impl Draft {
     }
 }
 
-fn merge(given: Option<Labels>, own: Option<Labels>) -> Option<Labels> {
-    let labels = match (given, own) {
-        (Some(given), Some(own)) => given.with(own),
-        (given, own) => given.or(own)?,
-    };
-    (!labels.is_empty()).then_some(labels)
-}
-
-/// Whether nothing that stays in the clear is the id of one of these persons.
-///
-/// # Errors
-/// [`Error::Invalid`], naming the field.
-fn stands_for_nobody(given: &Append, own: Option<&Labels>, persons: [&Option<UserId>; 2]) -> Result<()> {
+/// Refuses what would name one of an entry's persons in the clear.
+fn refuse_in_the_clear(given: &Append, own: Option<&Labels>, persons: [&Option<UserId>; 2]) -> Result<()> {
     let is_person = |text: &str| persons.into_iter().flatten().any(|person| person.as_str() == text);
     let identifies = |field: &str| {
         Error::invalid(field, "is a person's user id, which must not stand in the log in the clear")
@@ -216,4 +205,12 @@ fn stands_for_nobody(given: &Append, own: Option<&Labels>, persons: [&Option<Use
         return Err(identifies(&format!("context.{key}")));
     }
     Ok(())
+}
+
+fn merge(given: Option<Labels>, own: Option<Labels>) -> Option<Labels> {
+    let labels = match (given, own) {
+        (Some(given), Some(own)) => given.with(own),
+        (given, own) => given.or(own)?,
+    };
+    (!labels.is_empty()).then_some(labels)
 }

@@ -171,13 +171,10 @@ impl Log {
                     (None, Some(stream), Some(position)) => {
                         rows().filter(audit_logs::stream.eq(stream)).filter(audit_logs::position.eq(position))
                     }
-                    (Some(_), ..) => {
-                        return Err(Error::invalid(
-                            "id",
-                            "goes without stream and position; give one or the other",
-                        ));
+                    (None, ..) => {
+                        return Err(Error::invalid("id", "is missing; give id, or stream and position"));
                     }
-                    _ => return Err(Error::invalid("id", "is missing; give id, or stream and position")),
+                    _ => return Err(Error::invalid("id", "must stand alone, without stream and position")),
                 };
                 let stored: Option<Stored> = row.first(connection).await.optional()?;
                 Ok(stored)

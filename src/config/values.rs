@@ -220,6 +220,16 @@ pub enum UrlOrFile {
     File(SecretFile),
 }
 
+impl UrlOrFile {
+    /// The file, where it is one.
+    pub fn file(&self) -> Option<&SecretFile> {
+        match self {
+            Self::Url(_) => None,
+            Self::File(file) => Some(file),
+        }
+    }
+}
+
 impl FromStr for UrlOrFile {
     type Err = String;
 

@@ -15,6 +15,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_util::task::TaskTracker;
 
 use super::Dedicated;
+use super::history::{self, History};
 use super::session::Session;
 use super::watch::SERVER_RUN;
 use crate::config::{Database, Tls};
@@ -48,6 +49,22 @@ pub enum ConnectError {
     /// A standby may still have what the primary has erased.
     #[error("this PostgreSQL is a standby; name the primary in database.url, or all hosts of which one is")]
     Standby,
+    /// It is not the cluster that was served before.
+    #[error(
+        "this PostgreSQL is another cluster than the one served so far; restart sidekeep to go over to it"
+    )]
+    OtherCluster,
+    /// A fail-over has left it behind.
+    #[error(
+        "this PostgreSQL is on timeline {timeline}, and timeline {newest} was served before: it is an old primary, which lacks \
+         what came after"
+    )]
+    LeftBehind {
+        /// Its timeline.
+        timeline: i64,
+        /// The newest that was seen.
+        newest: i64,
+    },
     /// The server takes the session, and does not answer as it has to.
     #[error("{0}")]
     Mute(String),
@@ -79,6 +96,18 @@ pub struct Target {
     tls: Option<MakeRustlsConnect>,
     timeout: Duration,
     tracker: TaskTracker,
+    history: History,
+}
+
+/// Where a server is.
+#[derive(diesel::QueryableByName)]
+struct Server {
+    #[diesel(sql_type = diesel::sql_types::Bool)]
+    in_recovery: bool,
+    #[diesel(sql_type = diesel::sql_types::Text)]
+    system: String,
+    #[diesel(sql_type = diesel::sql_types::Int8)]
+    timeline: i64,
 }
 
 impl std::fmt::Debug for Target {
@@ -87,16 +116,13 @@ impl std::fmt::Debug for Target {
     }
 }
 
-async fn is_standby(pg: &mut AsyncPgConnection) -> Result<bool, diesel::result::Error> {
+async fn server(pg: &mut AsyncPgConnection) -> Result<Server, diesel::result::Error> {
     // Here alone: the trait has a `load` for every type, atomics too.
     use diesel_async::RunQueryDsl;
-    #[derive(diesel::QueryableByName)]
-    struct Recovery {
-        #[diesel(sql_type = diesel::sql_types::Bool)]
-        in_recovery: bool,
+    match diesel::sql_query(history::SERVER).get_result(pg).await {
+        Ok(server) => Ok(server),
+        Err(_) => diesel::sql_query(history::STANDBY).get_result(pg).await,
     }
-    let server = diesel::sql_query("SELECT pg_is_in_recovery() AS in_recovery");
-    Ok(server.get_result::<Recovery>(pg).await?.in_recovery)
 }
 
 impl Target {
@@ -125,7 +151,7 @@ impl Target {
             LoadBalanceHosts::Random => super::random_below(hosts.len()),
             _ => 0,
         };
-        Ok(Self { hosts, good: AtomicUsize::new(first), tls, timeout, tracker })
+        Ok(Self { hosts, good: AtomicUsize::new(first), tls, timeout, tracker, history: History::default() })
     }
 
     /// Connects to the first host that can be had, and hands the connection to a driver task on the tracker. Ends within
@@ -166,16 +192,6 @@ impl Target {
         Ok(self.connect_pinned().await?.0)
     }
 
-    /// One for each host.
-    pub(super) fn hosts(&self) -> &[tokio_postgres::Config] {
-        &self.hosts
-    }
-
-    /// The TLS that is spoken, if any.
-    pub(super) fn tls(&self) -> Option<&MakeRustlsConnect> {
-        self.tls.as_ref()
-    }
-
     /// As [`Target::connect_alone`], to a standby as well.
     ///
     /// # Errors
@@ -193,6 +209,16 @@ impl Target {
             }
         }
         Err(failure)
+    }
+
+    /// One for each host.
+    pub(super) fn hosts(&self) -> &[tokio_postgres::Config] {
+        &self.hosts
+    }
+
+    /// The TLS that is spoken, if any.
+    pub(super) fn tls(&self) -> Option<&MakeRustlsConnect> {
+        self.tls.as_ref()
     }
 
     /// The first host.
@@ -222,10 +248,15 @@ impl Target {
 
     async fn connect_alone_to(&self, host: &tokio_postgres::Config) -> Result<Dedicated, ConnectError> {
         let mut connection = self.connect_any(host).await?;
-        let recovering = connection.client.query_one("SELECT pg_is_in_recovery()", &[]).await?;
-        if recovering.get(0) {
-            return Err(ConnectError::Standby);
-        }
+        let server = match connection.client.query_one(history::SERVER, &[]).await {
+            Ok(server) => server,
+            Err(_) => connection.client.query_one(history::STANDBY, &[]).await?,
+        };
+        self.admit(&Server {
+            in_recovery: server.get("in_recovery"),
+            system: server.get("system"),
+            timeline: server.get("timeline"),
+        })?;
         connection.run = connection.client.query_one(SERVER_RUN, &[]).await?.get("run");
         Ok(connection)
     }
@@ -254,7 +285,17 @@ impl Target {
                 Session::new(client, connection, Some(tls.clone()), &self.tracker).await?
             }
         };
-        if is_standby(&mut session.pg).await? { Err(ConnectError::Standby) } else { Ok(session) }
+        let server = server(&mut session.pg).await?;
+        self.admit(&server)?;
+        Ok(session)
+    }
+
+    /// Whether a server may be gone on with.
+    fn admit(&self, server: &Server) -> Result<(), ConnectError> {
+        if server.in_recovery {
+            return Err(ConnectError::Standby);
+        }
+        self.history.admit(&server.system, server.timeline)
     }
 }
 

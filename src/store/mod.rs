@@ -7,6 +7,7 @@ mod copy;
 pub mod deadline;
 mod dedicated;
 mod fixed;
+mod history;
 pub mod libpq;
 pub mod migrations;
 mod owned;

@@ -174,7 +174,13 @@ impl ConnectError {
             Self::Url(_) | Self::Certificates { .. } => return Obstacle::Settings,
             Self::Standby => return Obstacle::Standby,
             Self::Timeout(_) => return Obstacle::Unreached,
-            Self::Setup(_) | Self::Question(_) | Self::Mute(_) => return Obstacle::Other,
+            Self::Setup(_)
+            | Self::Question(_)
+            | Self::Mute(_)
+            | Self::OtherCluster
+            | Self::LeftBehind { .. } => {
+                return Obstacle::Other;
+            }
             Self::Postgres(error) => error,
         };
         if let Some(said) = error.as_db_error() {

@@ -444,6 +444,10 @@ fn an_id_that_stands_for_something_else_is_named_among_many() {
         "{other:?}"
     );
     assert_eq!(client.err("audit.get", json!({ "id": "e-2" })).kind(), "not_found");
+    // One that stands for the same is answered, and what is new beside it appended.
+    let both = client.ok("audit.append_many", many("first"));
+    assert_eq!(client.ok("audit.get", json!({ "id": "e-1" }))["position"], items(&both)[1]["position"]);
+    assert_eq!(client.ok("audit.get", json!({ "id": "e-2" }))["position"], items(&both)[0]["position"]);
     let both = client.err("audit.get", json!({ "id": "e-1", "stream": 0, "position": 0 }));
     assert!(both.message.contains("without stream and position"), "{both:?}");
 }

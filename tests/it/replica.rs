@@ -68,6 +68,55 @@ fn the_log_is_verified_from_a_replica_that_has_all_of_it_and_else_from_the_prima
 }
 
 #[test]
+fn an_old_primary_that_comes_back_is_not_gone_on_with() {
+    let cluster = Cluster::own(&[]);
+    let mut world = World::on(&cluster);
+    let standby = cluster.standby();
+    let host = |cluster: &Cluster| cluster.socket_directory().display().to_string();
+    let owner = world.owner_url.replace(&host(&cluster), &host(&standby));
+    let both = format!("{},{}", host(&cluster), host(&standby)).replace('/', "%2F");
+    let (user, rest) = world.app_url.split_once("@/").unwrap();
+    world.app_url = format!("{user}@{both}/{}", rest.split_once('?').unwrap().0);
+    let asked = || Command::new("psql").args([&owner, "-XqAtc", "SELECT 1"]).output().unwrap();
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| standby.up());
+        let daemon = world.start_with("limits.call_timeout = \"3s\"\n");
+        append(&daemon, 5);
+        wait_for("the standby", || asked().status.success().then_some(()));
+        wait_for("all of it there", || {
+            (sql(&owner, "SELECT count(*) >= 5 FROM audit_logs") == "t").then_some(())
+        });
+        cluster.crash();
+        sql(&owner, "SELECT pg_promote()");
+        running.join().unwrap();
+        let entry = json!({ "action": "after", "id": "after" });
+        let after = wait_for("the fail-over", || daemon.client().call("audit.append", entry.clone()).ok());
+        // The old one takes writes again, and the new one is away: nothing is written or read.
+        cluster.up();
+        standby.crash();
+        let health = wait_for("the refusal", || {
+            let health = daemon.ok("system.health", json!({}));
+            health["checks"]["database"]["message"]
+                .as_str()
+                .filter(|m| m.contains("timeline"))
+                .map(str::to_owned)
+        });
+        assert!(health.contains("old primary"), "{health}");
+        for (method, params) in
+            [("audit.append", json!({ "action": "lost" })), ("audit.get", json!({ "id": "after" }))]
+        {
+            assert_eq!(daemon.client().err(method, params).kind(), "unavailable", "{method}");
+        }
+        assert_eq!(world.sql("SELECT count(*) FROM audit_logs WHERE action = 'lost'"), "0");
+        standby.up();
+        let got =
+            wait_for("the new one", || daemon.client().call("audit.get", json!({ "id": "after" })).ok());
+        assert_eq!(got["position"], after["position"]);
+        daemon.stop();
+    });
+}
+
+#[test]
 fn a_replica_that_is_not_there_keeps_nobody_waiting() {
     let world = World::new();
     // The primary itself is none.

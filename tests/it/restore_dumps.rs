@@ -38,7 +38,14 @@ fn a_dump_of_an_older_schema_is_brought_up_to_date_and_one_of_a_newer_is_refused
     let mut dumped = Dumped::new();
     let newest = |dumped: &Dumped| {
         run(&dumped.daemon, "backup");
-        dumped.daemon.ok("backup.list", json!({}))["items"][0]["name"].as_str().unwrap().to_owned()
+        let listed = dumped.daemon.ok("backup.list", json!({}));
+        // Of two in one second the names do not tell which is the newer.
+        let newest = listed["items"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .max_by_key(|item| item["created_at"].as_str().unwrap().to_owned());
+        newest.unwrap()["name"].as_str().unwrap().to_owned()
     };
     // As it was before this migration.
     let down = include_str!("../../migrations/2026-11-21-000161_deployment_key_stays/down.sql");

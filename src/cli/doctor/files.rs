@@ -69,17 +69,14 @@ pub(super) fn signing_keys(patient: &Patient) -> Finding {
 /// All other files with a secret in them.
 pub(super) fn secrets(patient: &Patient) -> Finding {
     let config = patient.config();
-    let named = |url: &Option<UrlOrFile>| match url {
-        Some(UrlOrFile::File(file)) => Some(file.clone()),
-        Some(UrlOrFile::Url(_)) | None => None,
-    };
-    let (replica, drill) = (named(&config.database.replica_url), named(&config.backup.drill_url));
+    // Where the URL stands itself, there is no file.
+    let file = |server: &Option<UrlOrFile>| server.as_ref().and_then(UrlOrFile::file).cloned();
     let all = [
         ("database.url_file", &config.database.url_file),
         ("database.migrate_url_file", &config.database.migrate_url_file),
         ("database.direct_url_file", &config.database.direct_url_file),
-        ("database.replica_url", &replica),
-        ("backup.drill_url", &drill),
+        ("database.replica_url", &file(&config.database.replica_url)),
+        ("backup.drill_url", &file(&config.backup.drill_url)),
         ("backup.drill_identity_file", &config.backup.drill_identity_file),
         ("s3.credentials_file", &config.s3.credentials_file),
         ("gs.credentials_file", &config.gs.credentials_file),
