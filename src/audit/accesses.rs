@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::by::{ALSO, By, METHOD, PURPOSE, REQUEST_ID, UID};
 use super::draft::{ACTOR, SUBJECT};
 use super::entry::Labels;
+use super::filter::in_order;
 use super::log::Log;
 use crate::clock::Timestamp;
 use crate::error::Result;
@@ -138,6 +139,7 @@ impl Log {
     /// # Errors
     /// [`crate::error::Error::Invalid`] for a cursor that is none.
     pub async fn accesses(&self, by: &By, asked: &Accesses) -> Result<Page<Access>> {
+        in_order(asked.from, asked.to)?;
         let before: Option<Key> = decode(asked.cursor.as_deref())?;
         self.drained(&by.deadline).await?;
         let found = self

@@ -171,6 +171,9 @@ fn pages_tell_each_access_once_and_times_narrow_them() {
         client.err("subject.accesses", json!({ "user_id": "alice", "cursor": "x" })).field(),
         "cursor"
     );
+    let backwards =
+        json!({ "user_id": "alice", "from": "2007-01-01T00:00:00Z", "to": "2005-01-01T00:00:00Z" });
+    assert_eq!(client.err("subject.accesses", backwards).field(), "to");
     daemon.assert_well();
 }
 
