@@ -454,3 +454,29 @@ fn open(key: &[u8], bound: &[u8], sealed: &[u8]) -> Option<Vec<u8>> {
 fn unhex(text: &str) -> Vec<u8> {
     (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
 }
+
+#[test]
+fn a_daemon_that_still_knows_an_erased_person_enters_nothing_under_the_old_key() {
+    let world = World::new();
+    let (one, two) = (world.start_with("audit.streams = 1\njobs.enabled = false\n"), world.start());
+    let (mut remembers, mut erases) = (one.client(), two.client());
+    // One entry has a statement of its own; of two persons either may come first in it.
+    for (round, (count, erased)) in
+        [(1, "actor"), (1, "subject"), (3, "actor"), (3, "subject")].into_iter().enumerate()
+    {
+        let entry = |action: &str| json!({ "user_id": format!("actor-{round}"), "subject_user_id": format!("subject-{round}"), "action": action });
+        let person = format!("{erased}-{round}");
+        remembers.ok("audit.append", entry("before"));
+        let old = world.sql(&format!("SELECT subject_id FROM subjects WHERE user_id = '{person}'"));
+        erases.ok("subject.erase", json!({ "user_id": person, "reason": "request" }));
+        match count {
+            1 => remembers.ok("audit.append", entry("after")),
+            _ => remembers.ok("audit.append_many", json!({ "entries": vec![entry("after"); count] })),
+        };
+        let under = format!(
+            "SELECT count(*) FROM audit_logs WHERE action = 'after' AND {old} IN (actor_id, subject_id)"
+        );
+        assert_eq!(world.sql(&under), "0", "{count} entries, {person}");
+    }
+    one.assert_well();
+}
