@@ -313,3 +313,38 @@ impl Queue {
 fn waiting(stream: &mpsc::Sender<Request>) -> usize {
     stream.max_capacity().saturating_sub(stream.capacity())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn busy(queue: &Queue, place: usize, count: usize) -> Vec<Unanswered> {
+        (0..count).map(|_| Unanswered::new(&queue.streams[place].unanswered)).collect()
+    }
+
+    #[test]
+    fn connections_at_work_gather_on_a_stream_until_it_is_busy() {
+        let (queue, _receivers) = Queue::new(2, Duration::ZERO);
+        assert_eq!([queue.place(), queue.place(), queue.place()], [0, 1, 0], "idle ones in turn");
+        let mut second = busy(&queue, 1, 1);
+        assert_eq!([queue.place(), queue.place(), queue.place()], [1, 1, 1], "to the one at work");
+        second.extend(busy(&queue, 1, BUSY - 1));
+        assert_eq!(queue.place(), 0, "to the idle one");
+        let first = busy(&queue, 0, BUSY + 1);
+        assert_eq!(queue.place(), 1, "to the one with the least to do");
+        drop((first, second));
+        assert_ne!(queue.place(), queue.place(), "what is answered counts no more");
+    }
+
+    #[test]
+    fn a_connection_stays_with_its_stream() {
+        let (queue, _receivers) = Queue::new(2, Duration::ZERO);
+        let pinned = Pinned::default();
+        let place =
+            |pinned: &Pinned| queue.stream(pinned).map(|stream| Arc::as_ptr(&stream.unanswered)).unwrap();
+        let first = place(&pinned);
+        let _busy = busy(&queue, 0, BUSY);
+        assert_eq!(place(&pinned), first);
+        assert_ne!(place(&Pinned::default()), first);
+    }
+}
