@@ -28,6 +28,13 @@ fn alter(cluster: &Cluster, world: &World, name: &str, value: &str) {
     assert!(!world.owner_url.is_empty());
 }
 
+/// What doctor finds after this SQL.
+fn after(cluster: &Cluster, sql: fn(&World) -> String) -> Option<Ran> {
+    let world = world(cluster);
+    world.sql(&sql(&world));
+    Some(doctor(&world, ""))
+}
+
 /// One fault: how it is made, with the run that has to find it; the check that has to fail, why, and with what advice.
 type Fault = (&'static str, fn(&Cluster) -> Option<Ran>, &'static str, &'static str, &'static str);
 
@@ -243,9 +250,9 @@ const FAULTS: [Fault; 23] = [
     (
         "pending migration",
         |cluster| {
-            let world = world(cluster);
-            world.sql("DELETE FROM __diesel_schema_migrations WHERE version = (SELECT max(version) FROM __diesel_schema_migrations)");
-            Some(doctor(&world, ""))
+            after(cluster, |_| {
+                "DELETE FROM __diesel_schema_migrations WHERE version = (SELECT max(version) FROM __diesel_schema_migrations)".into()
+            })
         },
         "schema.migrations",
         "lacks 1 migration",
@@ -253,22 +260,14 @@ const FAULTS: [Fault; 23] = [
     ),
     (
         "a trigger switched off on one month",
-        |cluster| {
-            let world = world(cluster);
-            world.sql(&format!("ALTER TABLE {} DISABLE TRIGGER append_only", month(&world)));
-            Some(doctor(&world, ""))
-        },
+        |cluster| after(cluster, |world| format!("ALTER TABLE {} DISABLE TRIGGER append_only", month(world))),
         "schema.triggers",
         "append_only is switched off",
         "verify --full",
     ),
     (
         "a trigger dropped",
-        |cluster| {
-            let world = world(cluster);
-            world.sql("DROP TRIGGER held ON subjects");
-            Some(doctor(&world, ""))
-        },
+        |cluster| after(cluster, |_| "DROP TRIGGER held ON subjects".into()),
         "schema.triggers",
         "subjects: held is missing",
         "migrations",
@@ -276,11 +275,9 @@ const FAULTS: [Fault; 23] = [
     (
         "a trigger that lets pass",
         |cluster| {
-            let world = world(cluster);
-            world.sql(
-                "CREATE OR REPLACE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'",
-            );
-            Some(doctor(&world, ""))
+            after(cluster, |_| {
+                "CREATE OR REPLACE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'".into()
+            })
         },
         "schema.triggers",
         "refuses nothing",
@@ -289,9 +286,7 @@ const FAULTS: [Fault; 23] = [
     (
         "a role that can do more than it should",
         |cluster| {
-            let world = world(cluster);
-            world.sql(&format!("GRANT UPDATE (action) ON {} TO sidekeep_app", month(&world)));
-            Some(doctor(&world, ""))
+            after(cluster, |world| format!("GRANT UPDATE (action) ON {} TO sidekeep_app", month(world)))
         },
         "role.grants",
         "UPDATE on audit_logs_2",
@@ -299,11 +294,7 @@ const FAULTS: [Fault; 23] = [
     ),
     (
         "a role that owns a table",
-        |cluster| {
-            let world = world(cluster);
-            world.sql("ALTER TABLE audit_heads OWNER TO sidekeep_app");
-            Some(doctor(&world, ""))
-        },
+        |cluster| after(cluster, |_| "ALTER TABLE audit_heads OWNER TO sidekeep_app".into()),
         "role.ownership",
         "audit_heads",
         "REASSIGN OWNED",
@@ -311,9 +302,9 @@ const FAULTS: [Fault; 23] = [
     (
         "no month for the next entries",
         |cluster| {
-            let world = world(cluster);
-            world.sql("DO $$ BEGIN EXECUTE 'DROP TABLE audit_logs_' || to_char(now() AT TIME ZONE 'UTC', 'YYYY_MM'); END $$");
-            Some(doctor(&world, ""))
+            after(cluster, |_| {
+                "DO $$ BEGIN EXECUTE 'DROP TABLE audit_logs_' || to_char(now() AT TIME ZONE 'UTC', 'YYYY_MM'); END $$".into()
+            })
         },
         "schema.months",
         "no entry can be written",
