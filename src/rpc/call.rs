@@ -380,7 +380,7 @@ impl Calls {
             _ => return Err(overloaded("too many calls in flight")),
         };
         let Ok(Ok(work)) = wait.run(working.acquire()).await else {
-            return Err(overloaded("too many calls wait for PostgreSQL"));
+            return Err(self.app.records.store().overloaded("too many calls wait for PostgreSQL"));
         };
         // Answers that nobody reads hold up new ones before memory ends; their connections are closed meanwhile.
         if wait.run(self.budget.any()).await.is_err() {

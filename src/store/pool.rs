@@ -150,13 +150,25 @@ impl Store {
 
     fn none_in_time(&self, why: Option<String>) -> Error {
         if let Some(why) = self.watch.away().or(why) {
-            return Error::unavailable(format!("PostgreSQL cannot be reached: {why}"));
+            return unreachable(&why);
         }
         self.watch.doubt();
         let status = self.pool.status();
         if status.size < status.max_size || status.available > 0 {
-            return Error::unavailable("PostgreSQL cannot be reached: no connection in time");
+            return unreachable("no connection in time");
         }
-        Error::Overloaded { what: "every database connection is in use", retry_after: Duration::from_secs(1) }
+        self.overloaded("every database connection is in use")
     }
+
+    /// Why something was waited for in vain that others hold while PostgreSQL works for them: it may do so no longer.
+    pub fn overloaded(&self, what: &'static str) -> Error {
+        match self.watch.away() {
+            Some(why) => unreachable(&why),
+            None => Error::Overloaded { what, retry_after: Duration::from_secs(1) },
+        }
+    }
+}
+
+fn unreachable(why: &str) -> Error {
+    Error::unavailable(format!("PostgreSQL cannot be reached: {why}"))
 }
