@@ -8,6 +8,7 @@ mod files;
 mod jobs;
 mod keyring;
 mod patient;
+mod replica;
 mod replication;
 mod role;
 mod schema;
@@ -57,6 +58,7 @@ const CHECKS: &[Check] = &[
     Check::asking("database.durability", Needs::Server, |patient| Box::pin(server::durability(patient))),
     Check::asking("database.connections", Needs::Server, |patient| Box::pin(sessions::connections(patient))),
     Check::asking("database.pooler", Needs::Server, |patient| Box::pin(sessions::pooler(patient))),
+    Check::asking("database.replica", Needs::Nothing, |patient| Box::pin(replica::replica(patient))),
     Check::asking("clock", Needs::Server, |patient| Box::pin(server::clock(patient))),
     Check::asking("replication.standby", Needs::Server, |patient| Box::pin(replication::standby(patient))),
     Check::asking("replication.retry_interval", Needs::Server, |patient| {

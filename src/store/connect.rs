@@ -131,6 +131,24 @@ impl Target {
     /// # Errors
     /// [`ConnectError::Url`] or [`ConnectError::Certificates`].
     pub fn new(database: &Database, url: &str, tracker: TaskTracker) -> Result<Self, ConnectError> {
+        Self::build(database, url, TargetSessionAttrs::ReadWrite, tracker)
+    }
+
+    /// As [`Target::new`], for the URL of a replica: of several hosts each will do, as none of them takes writes.
+    ///
+    /// # Errors
+    /// As [`Target::new`].
+    pub fn replica(database: &Database, url: &str, tracker: TaskTracker) -> Result<Self, ConnectError> {
+        Self::build(database, url, TargetSessionAttrs::Any, tracker)
+    }
+
+    /// Of several hosts, one with these attributes is connected to, where the URL names none.
+    fn build(
+        database: &Database,
+        url: &str,
+        attributes: TargetSessionAttrs,
+        tracker: TaskTracker,
+    ) -> Result<Self, ConnectError> {
         let mut config: tokio_postgres::Config =
             url.parse().map_err(|error: tokio_postgres::Error| ConnectError::Url(explain(&error)))?;
         if config.get_hosts().is_empty() {
@@ -143,7 +161,7 @@ impl Target {
         config.connect_timeout(timeout).tcp_user_timeout(timeout);
         config.keepalives_idle(timeout).keepalives_interval(timeout).keepalives_retries(3);
         if config.get_hosts().len() > 1 && config.get_target_session_attrs() == TargetSessionAttrs::Any {
-            config.target_session_attrs(TargetSessionAttrs::ReadWrite);
+            config.target_session_attrs(attributes);
         }
         let tls = choose_tls(database, &mut config)?;
         let hosts = each_host(&config);

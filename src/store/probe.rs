@@ -61,6 +61,13 @@ pub struct Probe {
     pub host: String,
 }
 
+/// Which servers will do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wanted {
+    Primary,
+    Any,
+}
+
 #[derive(Deserialize)]
 struct Recovery {
     in_recovery: bool,
@@ -77,9 +84,31 @@ impl Probe {
         tracker: &TaskTracker,
     ) -> Result<(Option<Self>, Vec<Tried>), ConnectError> {
         let target = Target::new(database, url, tracker.clone())?;
+        Ok(Self::first(database, &target, Wanted::Primary, tracker).await)
+    }
+
+    /// As [`Probe::connect`], by the URL of a replica: the first host that answers is kept, whatever it is.
+    ///
+    /// # Errors
+    /// As [`Probe::connect`].
+    pub async fn connect_replica(
+        database: &Database,
+        url: &str,
+        tracker: &TaskTracker,
+    ) -> Result<(Option<Self>, Vec<Tried>), ConnectError> {
+        let target = Target::replica(database, url, tracker.clone())?;
+        Ok(Self::first(database, &target, Wanted::Any, tracker).await)
+    }
+
+    async fn first(
+        database: &Database,
+        target: &Target,
+        wanted: Wanted,
+        tracker: &TaskTracker,
+    ) -> (Option<Self>, Vec<Tried>) {
         let bound = database.connect_timeout.duration();
         let trying = target.hosts().iter().map(|host| async {
-            let outcome = tokio::time::timeout(bound, Self::to(&target, host, tracker)).await;
+            let outcome = tokio::time::timeout(bound, Self::to(target, host, wanted, tracker)).await;
             (label(host), outcome.unwrap_or(Err(ConnectError::Timeout(bound))))
         });
         let (mut found, mut tried) = (None, Vec::new());
@@ -93,12 +122,13 @@ impl Probe {
             };
             tried.push(Tried { host, refused });
         }
-        Ok((found, tried))
+        (found, tried)
     }
 
     async fn to(
         target: &Target,
         host: &tokio_postgres::Config,
+        wanted: Wanted,
         tracker: &TaskTracker,
     ) -> Result<Self, ConnectError> {
         let connection = match target.tls() {
@@ -113,7 +143,7 @@ impl Probe {
         };
         let probe = Self { connection, tls: target.tls().is_some(), host: label(host) };
         match probe.one::<Recovery>("SELECT pg_is_in_recovery() AS in_recovery").await {
-            Ok(Recovery { in_recovery: true }) => Err(ConnectError::Standby),
+            Ok(Recovery { in_recovery: true }) if wanted == Wanted::Primary => Err(ConnectError::Standby),
             Ok(_) => Ok(probe),
             Err(error) => Err(ConnectError::Mute(error.to_string())),
         }

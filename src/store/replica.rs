@@ -31,7 +31,7 @@ impl Store {
     /// # Errors
     /// Its URL is wrong, or the certificates cannot be read.
     pub fn with_replica(self, database: &Database, url: Option<&str>) -> Result<Self, ConnectError> {
-        let target = |url| Target::new(database, url, self.tracker.clone()).map(Arc::new);
+        let target = |url| Target::replica(database, url, self.tracker.clone()).map(Arc::new);
         let replica = url.map(target).transpose()?;
         Ok(Self { replica, ..self })
     }

@@ -4,6 +4,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
+use crate::doctor::doctor;
 use crate::support::{Cluster, Daemon, World, sql, wait_for};
 
 /// How many entries of the log this server has read for somebody.
@@ -127,4 +128,55 @@ fn a_replica_that_is_not_there_keeps_nobody_waiting() {
         daemon.assert_well();
         daemon.stop();
     }
+}
+
+#[test]
+fn doctor_tells_what_is_wrong_with_a_replica() {
+    let pid = std::process::id();
+    let address = format!("127.{}.{}.{}", 112 + (pid >> 16) % 8, (pid >> 8) & 255, pid & 255);
+    let cluster = Cluster::own(&[("listen_addresses", &address)]);
+    let world = World::on(&cluster);
+    world.sql("CREATE ROLE stranger LOGIN");
+    let standby = cluster.standby();
+    let host = |cluster: &Cluster| cluster.socket_directory().display().to_string();
+    let moved = |url: &str| url.replace(&host(&cluster), &host(&standby));
+    let (url, owner) = (moved(&world.app_url), moved(&world.owner_url));
+    let database = world.app_url.split(['/', '?']).nth(3).unwrap();
+    let look = |url: &str| doctor(&world, &format!("database.replica_url = {url:?}\n"));
+    let told = |url: &str, status: &str, why: &str, advice: &str| {
+        let found = look(url).check("database.replica").clone();
+        assert_eq!(found["status"], status, "{found}");
+        assert!(found["why"].as_str().unwrap().contains(why), "{why:?}: {found}");
+        assert!(found["advice"].as_str().unwrap_or_default().contains(advice), "{advice:?}: {found}");
+    };
+    let found = doctor(&world, "").check("database.replica").clone();
+    assert_eq!((&found["status"], &found["advice"]), (&json!("ok"), &Value::Null), "{found}");
+
+    told(&url, "warn", "not reached", "verification reads from the primary");
+    told(&world.app_url, "fail", "no replica", "name a streaming replica");
+    let clear = format!("postgresql://sidekeep_app@localhost/{database}?hostaddr={address}");
+    told(&clear, "fail", "not reached", "ssl = on");
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| standby.up());
+        wait_for("the standby", || {
+            let asked = Command::new("psql").args([&owner, "-XqAtc", "SELECT 1"]).output().unwrap();
+            asked.status.success().then_some(())
+        });
+        told(&url, "ok", "has what the primary has", "");
+        // Of several hosts each may be read from, though none takes writes.
+        let several = format!("{url}&host=/nonexistent");
+        told(&several, "ok", "has what the primary has", "");
+        told(&url.replace(database, "postgres"), "fail", "no log in this database", "database");
+        told(&url.replace("sidekeep_app@", "stranger@"), "fail", "stranger may not read", "GRANT SELECT");
+        told(&url.replace("sidekeep_app@", "nobody@"), "fail", "not reached", "pg_hba.conf");
+        sql(&owner, "SELECT pg_wal_replay_pause()");
+        wait_for("the pause", || (sql(&owner, "SELECT pg_get_wal_replay_pause_state()") == "paused").then_some(()));
+        world.sql("CREATE TABLE more ()");
+        told(&url, "warn", "replay is paused", "pg_wal_replay_resume");
+        sql(&owner, "SELECT pg_wal_replay_resume()");
+        sql(&owner, "SELECT pg_promote()");
+        told(&url, "fail", "was promoted", "name a streaming replica");
+        running.join().unwrap();
+        standby.crash();
+    });
 }

@@ -46,6 +46,8 @@ pub(super) struct Patient {
     pub(super) daemon: Way,
     /// By the URL of the owner of the tables, where it is another one.
     pub(super) owner: Option<Way>,
+    /// By the URL of the replica, where one is named.
+    pub(super) replica: Option<Way>,
     /// What the schema is to this version, where the server could be asked.
     pub(super) schema: Option<Result<Schema, String>>,
     /// For what the rest of sidekeep can tell; nothing where there is no server.
@@ -62,10 +64,24 @@ impl Way {
     ) -> Self {
         match url {
             Err(error) => Self::None(error.to_string()),
-            Ok(url) => match Probe::connect(&config.database, &url, tracker).await {
-                Err(error) => Self::Wrong(error),
-                Ok((probe, hosts)) => Self::Tried { probe: probe.map(Box::new), hosts },
-            },
+            Ok(url) => Self::tried(Probe::connect(&config.database, &url, tracker).await),
+        }
+    }
+
+    async fn of_replica(config: &Config, tracker: &TaskTracker) -> Option<Self> {
+        match config::replica_url(config) {
+            Err(error) => Some(Self::None(error.to_string())),
+            Ok(url) => {
+                let url = url?;
+                Some(Self::tried(Probe::connect_replica(&config.database, &url, tracker).await))
+            }
+        }
+    }
+
+    fn tried(outcome: Result<(Option<Probe>, Vec<Tried>), ConnectError>) -> Self {
+        match outcome {
+            Err(error) => Self::Wrong(error),
+            Ok((probe, hosts)) => Self::Tried { probe: probe.map(Box::new), hosts },
         }
     }
 
@@ -108,9 +124,10 @@ impl Patient {
             }
         };
         let again = url.as_ref().ok().cloned();
-        let (daemon, owner) = tokio::join!(Way::of(url, config, &tracker), owners);
+        let (daemon, owner, replica) =
+            tokio::join!(Way::of(url, config, &tracker), owners, Way::of_replica(config, &tracker));
         let end = CancellationToken::new();
-        let mut patient = Self { loaded, daemon, owner, schema: None, store: None, tracker, end };
+        let mut patient = Self { loaded, daemon, owner, replica, schema: None, store: None, tracker, end };
         if let (Some(_), Some(url)) = (patient.daemon.probe(), again) {
             let database = &patient.loaded.config.database;
             let asked = migrations::check(database, &url, &patient.tracker);
