@@ -43,7 +43,7 @@ fn world(cluster: &Cluster) -> World {
     World::on(cluster)
 }
 
-const FAULTS: [Fault; 23] = [
+const FAULTS: [Fault; 24] = [
     (
         "unreachable",
         |cluster| {
@@ -60,15 +60,23 @@ const FAULTS: [Fault; 23] = [
         "no TLS",
         |cluster| {
             let mut world = world(cluster);
-            let database = world.app_url.split(['/', '?']).nth(3).unwrap().to_owned();
-            world.app_url = format!("postgresql://sidekeep_app@db.test/{database}?hostaddr={}", address());
-            let authority = rcgen::generate_simple_self_signed(vec!["db.test".to_owned()]).unwrap();
-            let file = world.path("ca.pem");
-            std::fs::write(&file, authority.cert.pem()).unwrap();
-            Some(doctor(&world, &format!("database.ca_file = {file:?}\n")))
+            let (url, authority) = by_network(&world);
+            world.app_url = url;
+            Some(doctor(&world, &authority))
         },
         "database.tls",
         "no TLS",
+        "ssl = on",
+    ),
+    (
+        "a replica without TLS",
+        |cluster| {
+            let world = world(cluster);
+            let (url, authority) = by_network(&world);
+            Some(doctor(&world, &format!("database.replica_url = {url:?}\n{authority}")))
+        },
+        "database.replica",
+        "not reached",
         "ssl = on",
     ),
     (
@@ -321,6 +329,16 @@ const FAULTS: [Fault; 23] = [
         "ALTER SYSTEM",
     ),
 ];
+
+/// The URL of the same database by the network, where the server speaks no TLS, and whom to trust there.
+fn by_network(world: &World) -> (String, String) {
+    let database = world.app_url.split(['/', '?']).nth(3).unwrap();
+    let authority = rcgen::generate_simple_self_signed(vec!["db.test".to_owned()]).unwrap();
+    let file = world.path("ca.pem");
+    std::fs::write(&file, authority.cert.pem()).unwrap();
+    let url = format!("postgresql://sidekeep_app@db.test/{database}?hostaddr={}", address());
+    (url, format!("database.ca_file = {file:?}\n"))
+}
 
 /// An address of this process's own, so that the port is free.
 fn address() -> String {

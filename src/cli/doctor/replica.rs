@@ -60,7 +60,9 @@ pub(super) async fn replica(patient: Arc<Patient>) -> Finding {
     if !found.in_recovery {
         return Finding::fail(
             format!("{} is no replica, or was promoted: it is not in recovery", probe.host),
-            format!("name a streaming replica of the primary in database.replica_url, or leave it out{MEANWHILE}"),
+            format!(
+                "name a streaming replica of the primary in database.replica_url, or leave it out{MEANWHILE}"
+            ),
         );
     }
     if let Some(finding) = unreadable(&found, probe) {
@@ -120,8 +122,14 @@ fn unreadable(found: &Replica, probe: &Probe) -> Option<Finding> {
     }
     (!found.reads).then(|| {
         let why = format!("{}: the role {} may not read sidekeep.audit_logs", probe.host, found.user);
-        let grant = format!("GRANT USAGE ON SCHEMA sidekeep TO {0}; GRANT SELECT ON sidekeep.audit_logs TO {0}", found.user);
-        Finding::fail(why, format!("name the role of database.url in it, or, on the primary: {grant}{MEANWHILE}"))
+        let grant = format!(
+            "GRANT USAGE ON SCHEMA sidekeep TO {0}; GRANT SELECT ON sidekeep.audit_logs TO {0}",
+            found.user
+        );
+        Finding::fail(
+            why,
+            format!("name the role of database.url in it, or, on the primary: {grant}{MEANWHILE}"),
+        )
     })
 }
 
@@ -161,12 +169,18 @@ async fn compared(primary: &Probe, replica: &Probe, found: &Replica) -> Finding 
 fn late(behind: &Behind, replica: &Probe) -> Finding {
     let bytes = behind.bytes.map_or_else(
         || "it has replayed nothing".to_owned(),
-        |bytes| format!("it lacks {} of write-ahead log", bytesize::ByteSize::b(bytes.unsigned_abs()).display().iec()),
+        |bytes| {
+            format!(
+                "it lacks {} of write-ahead log",
+                bytesize::ByteSize::b(bytes.unsigned_abs()).display().iec()
+            )
+        },
     );
-    let age = behind.seconds.and_then(|seconds| u64::try_from(seconds).ok()).map_or_else(String::new, |seconds| {
-        let age = humantime::format_duration(Duration::from_secs(seconds));
-        format!("; the newest commit it has is {age} old")
-    });
+    let age =
+        behind.seconds.and_then(|seconds| u64::try_from(seconds).ok()).map_or_else(String::new, |seconds| {
+            let age = humantime::format_duration(Duration::from_secs(seconds));
+            format!("; the newest commit it has is {age} old")
+        });
     let host = &replica.host;
     if behind.paused {
         return Finding::warn(
