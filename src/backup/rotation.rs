@@ -1,6 +1,7 @@
 //! Which dumps are kept: of the newest days, weeks and months that have one, the last of each, unless a certificate says that it
 //! is gone. And none goes before a newer one is proved, so that the last that was proved never goes. Pure.
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
 use chrono::{DateTime, Datelike as _, TimeDelta, Utc};
@@ -20,6 +21,11 @@ pub struct Aged {
     pub at: DateTime<Utc>,
     /// Whether it was proved.
     pub proved: bool,
+}
+
+/// In the order of their snapshots, whatever they are called: names once told the second alone.
+pub fn newest_first(dumps: &mut [Aged]) {
+    dumps.sort_by_key(|dump| Reverse(dump.at));
 }
 
 /// The names of those that go, of dumps that are all there are, the newest first. None from before `promised` is kept longer
@@ -56,7 +62,7 @@ mod tests {
     use chrono::{DateTime, TimeDelta, Utc};
     use proptest::prelude::*;
 
-    use super::{Aged, expired};
+    use super::{Aged, expired, newest_first};
     use crate::config::{Keep, Rhythm};
 
     fn at(days: i64) -> DateTime<Utc> {
@@ -98,6 +104,18 @@ mod tests {
             |name: &str, hour| Aged { name: name.into(), at: at(0) + TimeDelta::hours(hour), proved: true };
         let dumps = [of("c", 3), of("b", 2), of("a", 1), Aged { name: "y".into(), at: at(-1), proved: true }];
         assert_eq!(expired(&dumps, Keep { daily: 2, weekly: 0, monthly: 0 }, None), ["b", "a"]);
+    }
+
+    #[test]
+    fn of_one_second_the_last_is_the_newest_whatever_they_are_called() {
+        let of = |name: &str, micros| Aged {
+            name: name.into(),
+            at: at(0) + TimeDelta::microseconds(micros),
+            proved: true,
+        };
+        let mut dumps = [of("z", 1), of("a", 3), of("m", 2)];
+        newest_first(&mut dumps);
+        assert_eq!(expired(&dumps, Keep { daily: 1, weekly: 0, monthly: 0 }, None), ["m", "z"]);
     }
 
     #[test]

@@ -220,7 +220,7 @@ impl Rotation<'_> {
     /// Removes the dumps whose time is over, and what runs that were killed have left.
     async fn carry_out(&self) -> Result<Left> {
         let names = self.shelf.names().await?;
-        let dumps: Vec<Aged> = self
+        let mut dumps: Vec<Aged> = self
             .shelf
             .dumps(&names)
             .await?
@@ -231,6 +231,7 @@ impl Rotation<'_> {
                 proved: dump.proof.is_some(),
             })
             .collect();
+        rotation::newest_first(&mut dumps);
         if !dumps.iter().any(|dump| dump.name == self.made.0) {
             return Err(Error::unavailable(format!(
                 "{}: the dump was written, and is not listed; none was removed",

@@ -16,7 +16,7 @@ pub(super) fn add(methods: &mut Methods) {
                 "A page of the dumps at backup.destination, the newest first. Without a destination there are none.",
                 (
                     r#"{"limit":1}"#,
-                    r#"{"items":[{"name":"20261120T020000Z-5f3a9c01","created_at":"2026-11-20T02:00:00.004117Z","size":73400320,"sha256":"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08","proved_at":null,"objects":["dumps/20261120T020000Z-5f3a9c01/dump","dumps/20261120T020000Z-5f3a9c01/manifest.json"]}],"next_cursor":null}"#,
+                    r#"{"items":[{"name":"20261120T020000.004117Z-5f3a9c01","created_at":"2026-11-20T02:00:00.004117Z","size":73400320,"sha256":"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08","proved_at":null,"objects":["dumps/20261120T020000.004117Z-5f3a9c01/dump","dumps/20261120T020000.004117Z-5f3a9c01/manifest.json"]}],"next_cursor":null}"#,
                 ),
             )
         },
