@@ -40,7 +40,7 @@ pub(super) fn coded(code: Code, message: impl Display) -> anyhow::Error {
 }
 
 /// The exit code for a command's error. 0 where a reader such as `head` has had enough.
-pub fn exit_code(error: &anyhow::Error) -> u8 {
+pub(super) fn exit_code(error: &anyhow::Error) -> u8 {
     if let Some(coded) = error.downcast_ref::<Coded>() {
         return match coded.code {
             Code::Usage => 2,
@@ -67,7 +67,7 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
 }
 
 /// What to print for a command's error: each of its causes, unless the one before says it already.
-pub fn message(error: &anyhow::Error) -> String {
+pub(super) fn message(error: &anyhow::Error) -> String {
     error.chain().map(ToString::to_string).fold(String::new(), |text, cause| {
         if text.is_empty() {
             cause

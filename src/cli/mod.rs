@@ -4,8 +4,6 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-pub use exit::{exit_code, message};
-
 mod backup;
 mod call;
 mod certificate;
@@ -17,6 +15,7 @@ mod dev;
 mod doctor;
 mod exit;
 mod export;
+mod failure;
 mod health;
 mod json;
 mod keyring;
@@ -56,7 +55,7 @@ struct Global {
     /// The configuration; without it $SIDEKEEP_CONFIG, then /etc/sidekeep/sidekeep.toml
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Print machine-readable output
+    /// Print machine-readable output; an error too is one object, `{"error": {"message": ...}}`
     #[arg(long, global = true)]
     json: bool,
 }
@@ -88,20 +87,17 @@ enum Command {
     Man(man::Args),
 }
 
-/// Runs the command.
-///
-/// # Errors
-/// [`message`] says what to print and [`exit_code`] how to end.
-pub fn run(cli: Cli) -> anyhow::Result<()> {
+/// Runs the command, and tells its error. Answers how to end.
+pub fn run(cli: Cli) -> u8 {
     let Cli { global, command } = cli;
-    let done = dispatch(command, &global);
-    if let Err(error) = &done
-        && global.json
-        && let Some(refusal) = error.downcast_ref::<client::Refusal>()
-    {
-        output::line(&serde_json::json!({ "error": refusal }).to_string())?;
-    }
-    done
+    dispatch(command, &global).map_or_else(|error| failure::tell(&error, global.json), |()| 0)
+}
+
+/// Tells why a command line is none, or the help that it asks for. Answers how to end.
+pub fn refuse(refused: &clap::Error) -> u8 {
+    // What could not be read may ask for JSON all the same.
+    let mut arguments = std::env::args_os().skip(1).take_while(|argument| argument != "--");
+    failure::misused(refused, arguments.any(|argument| argument == "--json"))
 }
 
 fn dispatch(command: Command, global: &Global) -> anyhow::Result<()> {

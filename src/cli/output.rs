@@ -1,6 +1,7 @@
 //! Writing results to standard output, where the reader may go away at any time.
 
 use std::io::{IsTerminal as _, Write as _};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
@@ -12,8 +13,17 @@ use super::Global;
 #[error("standard output: {0}")]
 pub(super) struct Unwritten(#[from] pub(super) std::io::Error);
 
+/// Whether anything was written to standard output: it is the process's own, and so is this.
+static WRITTEN: AtomicBool = AtomicBool::new(false);
+
+/// Whether a result, or a part of one, is on standard output.
+pub(super) fn is_written() -> bool {
+    WRITTEN.load(Ordering::Relaxed)
+}
+
 /// Writes the text and a newline.
 pub(super) fn line(text: &str) -> Result<(), Unwritten> {
+    WRITTEN.store(true, Ordering::Relaxed);
     let mut out = std::io::stdout().lock();
     writeln!(out, "{text}")?;
     Ok(out.flush()?)
@@ -33,6 +43,7 @@ pub(super) fn shown<T: DeserializeOwned>(
 
 /// Writes the bytes as they are.
 pub(super) fn bytes(bytes: &[u8]) -> Result<(), Unwritten> {
+    WRITTEN.store(true, Ordering::Relaxed);
     let mut out = std::io::stdout().lock();
     out.write_all(bytes)?;
     Ok(out.flush()?)

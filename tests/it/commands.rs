@@ -266,6 +266,88 @@ fn json_is_given_wherever_it_is_asked_for() {
     }
 }
 
+/// What a command prints that was asked for JSON: one value, and nothing else.
+fn only(done: &Output) -> Value {
+    serde_json::from_slice(&done.stdout).unwrap_or_else(|error| panic!("{error}: {done:?}"))
+}
+
+#[test]
+fn an_error_is_one_json_object_where_json_is_asked_for() {
+    // No daemon, no database, and nothing of what is named.
+    let mut world = World::new();
+    let none = world.path("none").display().to_string();
+    world.app_url = format!("postgresql://sidekeep_app@/none?host={none}");
+    let (file, _) = world.configure(&format!("backup.destination = \"file://{none}\"\n"));
+    let bare = world.path("bare.toml");
+    std::fs::write(&bare, "database.pol = 3\n").unwrap();
+    let (file, bare) = (file.to_str().unwrap(), bare.to_str().unwrap());
+    let archive = format!("file://{none}");
+    let mut others = Vec::new();
+    for (config, arguments, code) in [
+        (file, &["call", "system.health"][..], 2),
+        (file, &["call", "profile.get", "[1]"], 2),
+        (file, &["call"], 2),
+        (file, &["no-such-command"], 2),
+        (file, &["--no-such-option", "status"], 2),
+        (file, &["health"], 2),
+        (file, &["health", "--live"], 2),
+        (file, &["status"], 2),
+        (file, &["subject", "status", "u"], 2),
+        (file, &["subject", "erase", "u", "--reason", "no such reason"], 2),
+        (file, &["subject", "holds"], 2),
+        (file, &["subject", "accesses", "u"], 2),
+        (file, &["subject", "find", "--email", "e"], 2),
+        (file, &["request", "list"], 2),
+        (file, &["backup"], 2),
+        (file, &["backup", "list"], 2),
+        (file, &["backup", "verify", "20200101T000000Z-00000000"], 1),
+        (file, &["backup", "verify", "20200101T000000Z-00000000", "--identity", &none], 2),
+        (file, &["restore", &none, "--into", "postgresql://u@/none"], 2),
+        (file, &["restore", &none], 2),
+        (file, &["recover"], 1),
+        (file, &["keyring", "status"], 2),
+        (file, &["keyring", "rotate"], 2),
+        (file, &["keyring", "generate", "--out", file], 2),
+        (file, &["signing", "generate", "--out", file], 2),
+        (file, &["certificate", "verify", &none], 2),
+        (file, &["data-map"], 2),
+        (file, &["export", "u", "--out", &none, "--purpose", "p"], 2),
+        (file, &["migrate"], 2),
+        (file, &["migrate", "--check"], 2),
+        (file, &["verify", "--full"], 2),
+        (file, &["verify", "--archive", &archive], 2),
+        (file, &["verify", "--proof", &none, "--key", &none], 2),
+        (bare, &["config", "check"], 78),
+        (bare, &["config", "show"], 78),
+        (bare, &["status"], 78),
+        (bare, &["verify"], 78),
+        (&none, &["signing", "public-key"], 78),
+        (&none, &["backup", "verify", "x"], 78),
+    ] {
+        let done = sidekeep(&[&["--config", config, "--json"], arguments].concat());
+        let told = only(&done);
+        let message = told["error"]["message"].as_str().unwrap_or_else(|| panic!("{arguments:?}: {told}"));
+        assert!(!message.is_empty() && !message.starts_with("error:"), "{arguments:?}: {told}");
+        if (done.status.code(), &told["error"]["exit_code"]) != (Some(code), &json!(code)) {
+            others.push(format!("{arguments:?}: {code}: {told}"));
+            continue;
+        }
+        // For people the same is told beside it.
+        let words = message.split_whitespace().take(3).collect::<Vec<_>>().join(" ");
+        assert!(text(&done.stderr).contains(&words), "{arguments:?}: {words:?}: {done:?}");
+        // Whoever has not asked for it gets none.
+        let plain = sidekeep(&[&["--config", config], arguments].concat());
+        assert_eq!((plain.status.code(), plain.stdout.len()), (Some(code), 0), "{arguments:?}: {plain:?}");
+    }
+    assert!(others.is_empty(), "{others:#?}");
+    // What has told its findings already tells them once.
+    let done = sidekeep(&["--config", file, "--json", "doctor"]);
+    assert_eq!((done.status.code(), &only(&done)["status"]), (Some(2), &json!("fail")));
+    // Help is no error.
+    let help = sidekeep(&["--json", "--help"]);
+    assert!(help.status.success() && text(&help.stdout).contains("Usage"), "{help:?}");
+}
+
 #[test]
 fn config_show_says_what_is_in_force() {
     let world = World::new();
