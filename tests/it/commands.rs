@@ -319,7 +319,6 @@ fn an_error_is_one_json_object_where_json_is_asked_for() {
         (file, &["verify", "--proof", &none, "--key", &none], 2),
         (bare, &["config", "check"], 78),
         (bare, &["config", "show"], 78),
-        (bare, &["status"], 78),
         (bare, &["verify"], 78),
         (&none, &["signing", "public-key"], 78),
         (&none, &["backup", "verify", "x"], 78),
