@@ -121,7 +121,7 @@ async fn server(pg: &mut AsyncPgConnection) -> Result<Server, diesel::result::Er
     use diesel_async::RunQueryDsl;
     match diesel::sql_query(history::SERVER).get_result(pg).await {
         Ok(server) => Ok(server),
-        Err(_) => diesel::sql_query(history::STANDBY).get_result(pg).await,
+        Err(_) => diesel::sql_query(history::RECOVERY).get_result(pg).await,
     }
 }
 
@@ -268,7 +268,7 @@ impl Target {
         let mut connection = self.connect_any(host).await?;
         let server = match connection.client.query_one(history::SERVER, &[]).await {
             Ok(server) => server,
-            Err(_) => connection.client.query_one(history::STANDBY, &[]).await?,
+            Err(_) => connection.client.query_one(history::RECOVERY, &[]).await?,
         };
         self.admit(&Server {
             in_recovery: server.get("in_recovery"),

@@ -11,8 +11,8 @@ pub(super) const SERVER: &str = "SELECT pg_is_in_recovery() AS in_recovery, syst
     ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::bigint END AS timeline \
     FROM pg_control_system()";
 
-/// The same, where a server that is not quite PostgreSQL does not tell more.
-pub(super) const STANDBY: &str =
+/// Whether it is in recovery alone, for a server that is not quite PostgreSQL and tells no more: it has no history.
+pub(super) const RECOVERY: &str =
     "SELECT pg_is_in_recovery() AS in_recovery, '' AS system, 0::bigint AS timeline";
 
 /// What was seen of the primaries so far.
