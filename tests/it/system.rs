@@ -296,3 +296,47 @@ fn the_log_level_is_set_and_falls_back() {
     assert_eq!(client.err("system.log_level", json!({ "level": "debug", "for": "0s" })).field(), "for");
     daemon.assert_well();
 }
+
+/// How much of the program's text is mapped into a daemon, in KiB.
+fn mapped_text(daemon: &Daemon) -> u64 {
+    let program = std::fs::canonicalize(env!("CARGO_BIN_EXE_sidekeep")).unwrap();
+    let mappings = std::fs::read_to_string(format!("/proc/{}/smaps", daemon.pid())).unwrap();
+    let mut lines = mappings.lines();
+    let is_text = |line: &&str| line.contains(" r-xp ") && line.ends_with(program.to_str().unwrap());
+    lines.find(is_text).unwrap_or_else(|| panic!("{mappings}"));
+    let resident = lines.find_map(|line| line.strip_prefix("Rss:")).unwrap();
+    resident.trim().strip_suffix(" kB").unwrap().parse().unwrap()
+}
+
+#[test]
+fn what_only_the_start_needed_of_the_program_is_let_go_and_comes_back_when_it_is_called() {
+    let world = World::new();
+    // A machine that stands still while the daemon becomes ready sees it when it has happened: then once more.
+    let let_go = (0..5).find_map(|_| {
+        let daemon = world.start_with("jobs.enabled = false\n");
+        let at_start = mapped_text(&daemon);
+        let until = Instant::now() + Duration::from_secs(10);
+        while Instant::now() < until {
+            if mapped_text(&daemon) < at_start / 4 * 3 {
+                return Some(daemon);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        daemon.stop();
+        None
+    });
+    let daemon = let_go.expect("a daemon that lets its text go");
+    // What serves is mapped again, and so is what had not been called before.
+    let before = mapped_text(&daemon);
+    daemon.ok("profile.create", json!({ "user_id": "u", "username": "u", "email": "e" }));
+    daemon.ok("consent.record", json!({ "user_id": "u", "consent_type": "t", "granted": true }));
+    assert_eq!(daemon.ok("audit.verify", json!({}))["verdict"], "intact");
+    assert!(daemon.ok("subject.export", json!({ "user_id": "u" })).is_object());
+    assert_eq!(
+        daemon.ok("subject.erase", json!({ "user_id": "u", "reason": "request" }))["body"]["reason"],
+        "request"
+    );
+    assert!(mapped_text(&daemon) > before, "nothing came back");
+    daemon.assert_well();
+    daemon.stop();
+}
