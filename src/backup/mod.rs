@@ -7,6 +7,7 @@ pub mod fetch;
 pub mod keyring;
 pub mod manifest;
 pub mod name;
+pub mod place;
 pub mod policy;
 pub mod proof;
 pub mod recover;

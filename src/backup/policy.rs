@@ -15,10 +15,11 @@ use crate::store::schema::backup_policy;
 use crate::store::{Deadline, Store};
 
 const BEGIN: &str = "INSERT INTO sidekeep.backup_policy \
-        (daily, weekly, monthly, physical_seconds, every_seconds, drill_seconds, making, at) \
-    VALUES ($1, $2, $3, $4, $5, $6, $7, now()) ON CONFLICT (one) DO UPDATE SET daily = EXCLUDED.daily, \
+        (daily, weekly, monthly, physical_seconds, every_seconds, drill_seconds, making, destination, at) \
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, now()) ON CONFLICT (one) DO UPDATE SET daily = EXCLUDED.daily, \
     weekly = EXCLUDED.weekly, monthly = EXCLUDED.monthly, physical_seconds = EXCLUDED.physical_seconds, \
-    every_seconds = EXCLUDED.every_seconds, drill_seconds = EXCLUDED.drill_seconds, making = EXCLUDED.making";
+    every_seconds = EXCLUDED.every_seconds, drill_seconds = EXCLUDED.drill_seconds, making = EXCLUDED.making, \
+    destination = EXCLUDED.destination";
 const END: &str =
     "UPDATE sidekeep.backup_policy SET making = NULL, oldest_at = $1, proved_at = $2, at = now()";
 const PROVED: &str = "UPDATE sidekeep.backup_policy SET proved_at = greatest(proved_at, $1)";
@@ -42,6 +43,7 @@ pub async fn begin(
     let count = |count: u32| i32::try_from(count).unwrap_or(i32::MAX);
     let physical = config.backup.physical_retention.map(|period| period.duration().as_secs());
     let physical = physical.and_then(|seconds| i64::try_from(seconds).ok());
+    let destination = config.backup.destination.as_ref().map(ToString::to_string);
     let Rhythm { backup, drill } = Rhythm::of(&config.jobs, at);
     store
         .transact(deadline, "backup.policy.begin", async |tx| {
@@ -55,11 +57,24 @@ pub async fn begin(
                 .bind::<Int8, _>(backup.num_seconds().max(1))
                 .bind::<Int8, _>(drill.num_seconds().max(1))
                 .bind::<Text, _>(name)
+                .bind::<Nullable<Text>, _>(destination.as_deref())
                 .execute(tx)
                 .await?;
             Ok(before.flatten())
         })
         .await
+}
+
+/// Where the last dump was made to; nothing before the first.
+///
+/// # Errors
+/// The store's.
+pub async fn destination(store: &Store, deadline: &Deadline) -> Result<Option<String>> {
+    let found = store.single(deadline, "backup.policy.destination", async |connection| {
+        let destination = backup_policy::table.select(backup_policy::destination);
+        Ok(destination.first::<Option<String>>(connection).await.optional()?.flatten())
+    });
+    found.await
 }
 
 /// Fails where another run has begun since: what this one has written may be cleared by now.

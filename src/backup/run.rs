@@ -13,7 +13,7 @@ use super::rotation::{self, Aged};
 use super::shelf::Shelf;
 use super::sink::{Written, away};
 use super::snapshot::{self, About, Contents, LEFT_OUT};
-use super::{keyring, name, policy};
+use super::{keyring, name, place, policy};
 use crate::audit::document::Signed;
 use crate::config::{self, Config};
 use crate::error::{Error, Result};
@@ -75,6 +75,7 @@ pub async fn run(
     destined(config)?;
     // Before anything is written: a dump without its manifest is none.
     records.log().signer()?;
+    place::stands(records.store(), config, deadline).await?;
     let shelf = Shelf::open(config, records.log().public_keys())?;
     let shelf = shelf.ok_or_else(|| Error::conflict("backup.destination is not set"))?;
     let url = config::direct_url(config).map_err(|error| Error::conflict(error.to_string()))?;
@@ -83,6 +84,8 @@ pub async fn run(
     let program = program("pg_dump", about.major).await?;
     let name = name::of(about.at)?;
     let store = records.store();
+    // Before the database says that dumps are there.
+    place::mark(&shelf, config).await?;
     if let Some(before) = policy::begin(store, config, (&name, about.at), deadline).await? {
         // It was killed. First of all: what it has left may be what the destination has no room for.
         let cleared = deadline.run(clear(&shelf, &before)).await;

@@ -388,6 +388,7 @@ diesel::table! {
         making -> Nullable<Text>,
         oldest_at -> Nullable<Timestamptz>,
         proved_at -> Nullable<Timestamptz>,
+        destination -> Nullable<Text>,
     }
 }
 

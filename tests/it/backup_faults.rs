@@ -10,6 +10,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::backup::{Shelf, done, failed, files, fill, list};
+use crate::doctor::look;
 use crate::drill::sign_again;
 use crate::support::{Cluster, Daemon, Passage, Store, World, sidekeep, sql, wait_for};
 
@@ -431,4 +432,51 @@ fn dumps_rotate_once_a_newer_one_is_proved() {
     );
     assert_eq!(done(&daemon, "backup")["pruned"], 1);
     assert!(!shelf.dumps().join(oldest).exists());
+}
+
+#[test]
+fn a_directory_that_is_not_mounted_takes_no_dump() {
+    let shelf = Shelf::new();
+    let daemon = shelf.start("");
+    fill(&daemon, 2);
+    done(&daemon, "backup");
+    let place = shelf.world.path("dumps");
+    let away = shelf.world.path("elsewhere");
+    let lost = |daemon: &Daemon| {
+        for job in ["backup", "drill"] {
+            let why = failed(daemon, job);
+            assert!(
+                why.contains("sidekeep-dumps") && why.contains("ount it") && why.contains("touch "),
+                "{why}"
+            );
+        }
+        let ran = look(&daemon.config);
+        ran.assert_fails("destination.backup", "is not where the dumps before are", "touch ");
+    };
+    // The directory is gone; and then it is the empty one that was mounted over.
+    std::fs::rename(&place, &away).unwrap();
+    lost(&daemon);
+    assert!(!place.exists(), "it was made anew");
+    std::fs::create_dir(&place).unwrap();
+    lost(&daemon);
+    assert!(files(&place).is_empty());
+    // It is there again.
+    std::fs::remove_dir(&place).unwrap();
+    std::fs::rename(&away, &place).unwrap();
+    assert_eq!(done(&daemon, "backup")["kept"], 2);
+    assert_eq!(look(&daemon.config).check("destination.backup")["status"], "ok");
+    // Those dumps are lost: the operator says so, in the words of the message.
+    std::fs::remove_dir_all(&place).unwrap();
+    let why = failed(&daemon, "backup");
+    std::fs::create_dir(&place).unwrap();
+    let file = why.rsplit("touch ").next().unwrap();
+    std::fs::write(file, "").unwrap();
+    assert_eq!(done(&daemon, "backup")["kept"], 1);
+    daemon.stop();
+    // Another place that is named is made by its first dump.
+    let other = shelf.world.path("other");
+    let config = shelf.config.replace(&place.display().to_string(), &other.display().to_string());
+    let daemon = shelf.world.start_with(&config);
+    assert_eq!(done(&daemon, "backup")["kept"], 1);
+    assert_eq!(files(&other), ["dumps", "sidekeep-dumps"]);
 }

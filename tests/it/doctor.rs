@@ -55,6 +55,11 @@ pub fn sidekeep() -> Command {
     Command::new(env!("CARGO_BIN_EXE_sidekeep"))
 }
 
+/// What is found with a configuration.
+pub fn look(config: &Path) -> Ran {
+    Ran::of(sidekeep(), config)
+}
+
 pub fn doctor(world: &World, more: &str) -> Ran {
     Ran::of(sidekeep(), &world.configure(more).0)
 }

@@ -21,7 +21,7 @@ use super::run::program;
 use super::shelf::{Dump, Shelf, Unread};
 use super::snapshot::{self, Contents};
 use super::verify::major;
-use super::{child, policy};
+use super::{child, place, policy};
 use crate::audit::document::Signed;
 use crate::audit::verify::{Break, Range, Scope};
 use crate::config::Config;
@@ -70,6 +70,7 @@ pub struct Done {
 /// where something is missing here, with what to do.
 pub async fn run(records: &Records, config: &Config, deadline: &Deadline) -> Result<Done> {
     records.log().signer()?;
+    place::stands(records.store(), config, deadline).await?;
     let shelf = Shelf::open(config, records.log().public_keys())?;
     let shelf = shelf.ok_or_else(|| Error::conflict("backup.destination is not set"))?;
     let dump = newest(&shelf).await?;

@@ -11,6 +11,7 @@ use serde::Deserialize;
 
 use super::check::{Finding, Needs};
 use super::patient::Patient;
+use crate::backup::place;
 use crate::config::{self, Destination, Size};
 use crate::objects::Objects;
 
@@ -46,11 +47,21 @@ pub(super) async fn destination(patient: Arc<Patient>, key: &'static str) -> Fin
     match &destination {
         Destination::Directory(path) => {
             let path = path.clone();
-            if !path.exists() && was_used(&patient, key, &destination).await {
-                return Finding::fail(
-                    format!("{} is not there, and something was written to it before", path.display()),
-                    "mount it: what is written beside it meanwhile would be found by nobody",
-                );
+            // A file in it tells a directory of dumps from what is there while it is not mounted.
+            let holds_dumps = key == "backup.destination";
+            let sought = if holds_dumps { path.join(place::MARK) } else { path.clone() };
+            // What this user may not see may be there.
+            let is_gone = sought.try_exists().is_ok_and(|there| !there);
+            if is_gone && was_used(&patient, key, &destination).await {
+                let (why, advice) = if holds_dumps {
+                    place::lost(&path)
+                } else {
+                    (
+                        format!("{} is not there, and something was written to it before", path.display()),
+                        "mount it: what is written beside it meanwhile would be found by nobody".to_owned(),
+                    )
+                };
+                return Finding::fail(why, advice);
             }
             // Whoever may read the daemon's keys is root or the daemon's user.
             let serves = config.keyring.key_files.iter().all(|file| config::secret(file).is_ok());
@@ -72,8 +83,7 @@ async fn was_used(patient: &Patient, key: &str, destination: &Destination) -> bo
         "archive.destination" => {
             format!("sidekeep.audit_archives WHERE removed_at IS NULL AND starts_with(object, '{url}/')")
         }
-        // Where the dumps are the database does not know: a place that was named anew is made by the first one.
-        "backup.destination" => return false,
+        "backup.destination" => format!("sidekeep.backup_policy WHERE destination = '{url}'"),
         "keyring.backup" => {
             format!("sidekeep.keyring_backups WHERE destination = '{url}' AND stored_at IS NOT NULL")
         }

@@ -314,6 +314,7 @@ pub const TABLES: &[Table] = &[
             "making",
             "oldest_at",
             "proved_at",
+            "destination",
         ],
     ),
     nobodys(

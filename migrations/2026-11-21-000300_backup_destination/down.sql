@@ -1,0 +1,1 @@
+ALTER TABLE backup_policy DROP COLUMN destination;
