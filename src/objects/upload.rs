@@ -10,7 +10,8 @@ const PART: usize = 8 << 20;
 /// How many parts are on their way at once.
 const AT_ONCE: usize = 2;
 
-/// An object that is not there yet. One that is dropped unfinished never is; what a store keeps of it, its own rules remove.
+/// An object that is not there yet. One that is dropped unfinished never is; what a store keeps of it, its own rules remove: the
+/// library lists no uploads, so that nobody here finds them again.
 #[derive(Debug)]
 pub struct Upload {
     writing: WriteMultipart,

@@ -25,6 +25,10 @@ const FILES: u64 = 1000;
 /// How long a store may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Where large objects are uploaded in parts. The store is asked for no list of them: the library of object stores has none.
+const UNFINISHED: &str = ", nor whether a lifecycle rule (AbortIncompleteMultipartUpload, after a day) ends the uploads that a killed \
+    daemon has left unfinished: without one they cost for ever";
+
 const ROOM: &str = "make room, or move it to a larger disk";
 
 /// One of the destinations of the configuration.
@@ -102,9 +106,15 @@ async fn bucket(patient: &Patient, key: &str, destination: &Destination) -> Find
         objects.list_after("", "", 1).await
     };
     match tokio::time::timeout(PATIENCE, listed).await {
-        Ok(Ok(_)) => Finding::ok(format!(
-            "{destination} answers; how much room it has and whether it takes writes cannot be seen"
-        )),
+        Ok(Ok(_)) => {
+            let seen = format!(
+                "{destination} answers; how much room it has and whether it takes writes cannot be seen"
+            );
+            match key {
+                "archive.destination" | "backup.destination" => Finding::ok(format!("{seen}{UNFINISHED}")),
+                _ => Finding::ok(seen),
+            }
+        }
         Ok(Err(trouble)) => Finding::fail(format!("{destination}: {trouble}"), advice),
         Err(_) => Finding::fail(
             format!("{destination}: no answer within {}", humantime::format_duration(PATIENCE)),
