@@ -12,6 +12,7 @@ mod section;
 mod state;
 mod tombstones;
 mod trust;
+mod unentered;
 mod witness;
 
 use std::collections::HashMap;
@@ -50,9 +51,28 @@ const SETTLE: Duration = Duration::from_secs(5);
 /// So many streams are gone through side by side.
 const STREAMS: usize = 4;
 
-/// The SHA-256 of the rows of these consents, of those that are there: what the log has of them, records alone can read.
-pub type Digests =
-    for<'a> fn(&'a mut Connection, &'a [String]) -> BoxFuture<'a, Result<HashMap<String, String>>>;
+/// The rows of consents, which records alone can read.
+#[derive(Clone, Copy, Debug)]
+pub struct Consents {
+    /// The SHA-256 of the rows of these consents, of those that are there: what the log has of them.
+    pub digests:
+        for<'a> fn(&'a mut Connection, &'a [String]) -> BoxFuture<'a, Result<HashMap<String, String>>>,
+    /// The next ones after an id, in the order of ids: some thousand, or so many that memory is bounded; none at the end.
+    pub after: for<'a> fn(&'a mut Connection, &'a str) -> BoxFuture<'a, Result<Vec<ConsentRow>>>,
+}
+
+/// The row of a consent.
+#[derive(Clone, Debug)]
+pub struct ConsentRow {
+    /// Its id.
+    pub id: String,
+    /// Whose it is.
+    pub subject: i64,
+    /// When it was recorded.
+    pub recorded_at: DateTime<Utc>,
+    /// The SHA-256 of the row.
+    pub digest: String,
+}
 
 /// When entries were appended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -119,9 +139,9 @@ impl Log {
     ///
     /// # Errors
     /// The store's: what is broken is told in the report.
-    pub async fn verify(&self, scope: Scope, digests: Digests, deadline: &Deadline) -> Result<Report> {
+    pub async fn verify(&self, scope: Scope, consents: Consents, deadline: &Deadline) -> Result<Report> {
         self.settled(deadline).await;
-        self.verify_at_rest(scope, digests, deadline).await
+        self.verify_at_rest(scope, consents, deadline).await
     }
 
     /// Verifies what is in the log now; what is staged is still on its way, and only its seals are looked at.
@@ -131,10 +151,10 @@ impl Log {
     pub async fn verify_at_rest(
         &self,
         scope: Scope,
-        digests: Digests,
+        consents: Consents,
         deadline: &Deadline,
     ) -> Result<Report> {
-        Ok(self.pass(scope, digests, deadline).await?.0)
+        Ok(self.pass(scope, consents, deadline).await?.0)
     }
 
     /// Verifies what is new and a part of what is not, and keeps how far it came. Streams that are broken stay where they
@@ -142,9 +162,9 @@ impl Log {
     ///
     /// # Errors
     /// [`Error::Tampered`], naming the first place; the store's.
-    pub async fn verify_on(&self, digests: Digests, deadline: &Deadline) -> Result<Verified> {
+    pub async fn verify_on(&self, consents: Consents, deadline: &Deadline) -> Result<Verified> {
         self.settled(deadline).await;
-        let (report, states) = self.pass(Scope::New, digests, deadline).await?;
+        let (report, states) = self.pass(Scope::New, consents, deadline).await?;
         state::write(&self.store, self.keyring.own()?, &states, deadline).await?;
         for place in &report.breaks {
             let Break { stream, position, expected, found, what } = place;
@@ -178,7 +198,7 @@ impl Log {
     async fn pass(
         &self,
         scope: Scope,
-        digests: Digests,
+        consents: Consents,
         deadline: &Deadline,
     ) -> Result<(Report, HashMap<i32, State>)> {
         self.verified.store(0, Ordering::Relaxed);
@@ -188,7 +208,7 @@ impl Log {
             Scope::Within(range) => range,
             Scope::New => Range::EVERYTHING,
         };
-        let pass = Pass::new(self, digests, range, clock::now().utc(), deadline).await?;
+        let pass = Pass::new(self, consents, range, clock::now().utc(), deadline).await?;
         let mut trees = Vec::with_capacity(plan.streams.len());
         for row in &plan.streams {
             trees.push(pass.tree(Some(row), &plan, scope).boxed());
@@ -204,6 +224,9 @@ impl Log {
         let mut not_compared = None;
         if range == Range::EVERYTHING {
             pass.tombstones(scope != Scope::New, &mut findings).await?;
+            if scope != Scope::New {
+                pass.unentered(&mut findings).await?;
+            }
             let (contradictions, why) = self.publication.contradictions(deadline).await?;
             not_compared = why;
             for told in contradictions {
