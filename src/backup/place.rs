@@ -1,5 +1,5 @@
 //! Whether a directory of dumps is the one that the last dump went to, and not what is there while it is not mounted. Asks the
-//! database where that was, and looks for a file that the first dump leaves. Knows nothing of dumps.
+//! database where that was, and looks for a file that is left with the first dump. Knows nothing of dumps.
 
 use std::path::Path;
 

@@ -15,13 +15,11 @@ use crate::store::schema::backup_policy;
 use crate::store::{Deadline, Store};
 
 const BEGIN: &str = "INSERT INTO sidekeep.backup_policy \
-        (daily, weekly, monthly, physical_seconds, every_seconds, drill_seconds, making, destination, at) \
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, now()) ON CONFLICT (one) DO UPDATE SET daily = EXCLUDED.daily, \
+        (daily, weekly, monthly, physical_seconds, every_seconds, drill_seconds, making, at) \
+    VALUES ($1, $2, $3, $4, $5, $6, $7, now()) ON CONFLICT (one) DO UPDATE SET daily = EXCLUDED.daily, \
     weekly = EXCLUDED.weekly, monthly = EXCLUDED.monthly, physical_seconds = EXCLUDED.physical_seconds, \
-    every_seconds = EXCLUDED.every_seconds, drill_seconds = EXCLUDED.drill_seconds, making = EXCLUDED.making, \
-    destination = EXCLUDED.destination";
-const END: &str =
-    "UPDATE sidekeep.backup_policy SET making = NULL, oldest_at = $1, proved_at = $2, at = now()";
+    every_seconds = EXCLUDED.every_seconds, drill_seconds = EXCLUDED.drill_seconds, making = EXCLUDED.making";
+const END: &str = "UPDATE sidekeep.backup_policy SET making = NULL, oldest_at = $1, proved_at = $2, destination = $3, at = now()";
 const PROVED: &str = "UPDATE sidekeep.backup_policy SET proved_at = greatest(proved_at, $1)";
 /// Of the erasures whose certificate says that dumps from before are gone by now, when the latest was.
 const PROMISED: &str = "(SELECT max(erased_at) FROM sidekeep.subject_erasures \
@@ -43,7 +41,6 @@ pub async fn begin(
     let count = |count: u32| i32::try_from(count).unwrap_or(i32::MAX);
     let physical = config.backup.physical_retention.map(|period| period.duration().as_secs());
     let physical = physical.and_then(|seconds| i64::try_from(seconds).ok());
-    let destination = config.backup.destination.as_ref().map(ToString::to_string);
     let Rhythm { backup, drill } = Rhythm::of(&config.jobs, at);
     store
         .transact(deadline, "backup.policy.begin", async |tx| {
@@ -57,7 +54,6 @@ pub async fn begin(
                 .bind::<Int8, _>(backup.num_seconds().max(1))
                 .bind::<Int8, _>(drill.num_seconds().max(1))
                 .bind::<Text, _>(name)
-                .bind::<Nullable<Text>, _>(destination.as_deref())
                 .execute(tx)
                 .await?;
             Ok(before.flatten())
@@ -92,19 +88,21 @@ pub async fn still_mine(store: &Store, name: &str, deadline: &Deadline) -> Resul
     }
 }
 
-/// Which dumps there are, of this run's end: the snapshot of the oldest, and of the newest that was proved.
+/// Which dumps there are, of this run's end, and where: the snapshot of the oldest, and of the newest that was proved.
 ///
 /// # Errors
 /// The store's.
 pub async fn end(
     store: &Store,
+    destination: &str,
     (oldest, proved): (Option<DateTime<Utc>>, Option<DateTime<Utc>>),
     deadline: &Deadline,
 ) -> Result<()> {
     store
         .transact(deadline, "backup.policy.end", async |tx| {
             let end = diesel::sql_query(END).bind::<Nullable<Timestamptz>, _>(oldest);
-            end.bind::<Nullable<Timestamptz>, _>(proved).execute(tx).await?;
+            let end = end.bind::<Nullable<Timestamptz>, _>(proved).bind::<Text, _>(destination);
+            end.execute(tx).await?;
             Ok(())
         })
         .await

@@ -84,7 +84,7 @@ pub async fn run(
     let program = program("pg_dump", about.major).await?;
     let name = name::of(about.at)?;
     let store = records.store();
-    // Before the database says that dumps are there.
+    // Before the database says that a dump is there.
     place::mark(&shelf, config).await?;
     if let Some(before) = policy::begin(store, config, (&name, about.at), deadline).await? {
         // It was killed. First of all: what it has left may be what the destination has no room for.
@@ -108,7 +108,7 @@ pub async fn run(
     let rotated = deadline.run(rotation.carry_out()).await;
     let Left { kept, pruned, oldest, proved } =
         rotated.map_err(|_| Error::unavailable("older dumps were not removed in time"))??;
-    policy::end(store, (oldest, proved), deadline).await?;
+    policy::end(store, shelf.objects.url(), (oldest, proved), deadline).await?;
     Ok(Done { bytes: manifest.size, rows: manifest.tables.values().sum(), kept, pruned })
 }
 
