@@ -214,8 +214,11 @@ impl Log {
             trees.push(pass.tree(Some(row), &plan, scope).boxed());
         }
         trees.push(pass.tree(None, &plan, scope).boxed());
-        let results: Vec<_> = stream::iter(trees).buffered(STREAMS).try_collect().await?;
+        let everything = scope == Scope::Within(Range::EVERYTHING);
+        let trees = stream::iter(trees).buffered(STREAMS).try_collect::<Vec<_>>();
+        let (results, unentered) = tokio::try_join!(trees, pass.unentered(everything))?;
         let (mut findings, mut states) = (plan.findings, HashMap::new());
+        findings.merge(unentered);
         for (number, found, state) in results {
             // A stream that is broken is looked at from the same place the next time.
             states.extend(state.filter(|_| found.count() == 0).map(|state| (number, state)));
@@ -223,10 +226,7 @@ impl Log {
         }
         let mut not_compared = None;
         if range == Range::EVERYTHING {
-            pass.tombstones(scope != Scope::New, &mut findings).await?;
-            if scope != Scope::New {
-                pass.unentered(&mut findings).await?;
-            }
+            pass.tombstones(everything, &mut findings).await?;
             let (contradictions, why) = self.publication.contradictions(deadline).await?;
             not_compared = why;
             for told in contradictions {

@@ -259,8 +259,8 @@ fn a_consent_that_no_entry_tells_of_is_told() {
     assert_eq!(verdict()["verdict"], "intact");
 
     // What was recorded of an erased person covers no row that comes after under the same id.
-    record("w", "w");
-    daemon.ok("subject.erase", json!({ "user_id": "w", "reason": "request" }));
+    record("w", "x");
+    daemon.ok("subject.erase", json!({ "user_id": "x", "reason": "request" }));
     world.sql(
         "INSERT INTO consent_records (id, subject_id, consent_type, granted, given_at) \
          SELECT 'w', c.subject_id, 't', true, now() FROM consent_records c WHERE c.id = 'm'",

@@ -52,8 +52,12 @@ struct Gone {
 }
 
 impl Pass<'_> {
-    /// Looks for consents of which the log knows nothing. Memory does not grow with their number.
-    pub(super) async fn unentered(&self, findings: &mut Findings) -> Result<()> {
+    /// Looks for consents of which the log knows nothing, where everything is looked at. Memory does not grow with their number.
+    pub(super) async fn unentered(&self, everything: bool) -> Result<Findings> {
+        let mut findings = Findings::default();
+        if !everything {
+            return Ok(findings);
+        }
         let own = self.log.keyring.own()?;
         let mut last = String::new();
         loop {
@@ -67,7 +71,7 @@ impl Pass<'_> {
                 let found = format!("no entry of {id}, of {subject}");
                 findings.add((HEADS, 0), "consent_records", "the entry of each row", found);
             }
-            let Some(end) = end else { return Ok(()) };
+            let Some(end) = end else { return Ok(findings) };
             last = end;
         }
     }
