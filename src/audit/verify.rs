@@ -51,14 +51,18 @@ const SETTLE: Duration = Duration::from_secs(5);
 /// So many streams are gone through side by side.
 const STREAMS: usize = 4;
 
+/// The SHA-256 of the rows of these consents, of those that are there: what the log has of them.
+type Digests = for<'a> fn(&'a mut Connection, &'a [String]) -> BoxFuture<'a, Result<HashMap<String, String>>>;
+/// The next consents after an id, in the order of ids: some thousand, or so many that memory is bounded; none at the end.
+type After = for<'a> fn(&'a mut Connection, &'a str) -> BoxFuture<'a, Result<Vec<ConsentRow>>>;
+
 /// The rows of consents, which records alone can read.
 #[derive(Clone, Copy, Debug)]
 pub struct Consents {
-    /// The SHA-256 of the rows of these consents, of those that are there: what the log has of them.
-    pub digests:
-        for<'a> fn(&'a mut Connection, &'a [String]) -> BoxFuture<'a, Result<HashMap<String, String>>>,
-    /// The next ones after an id, in the order of ids: some thousand, or so many that memory is bounded; none at the end.
-    pub after: for<'a> fn(&'a mut Connection, &'a str) -> BoxFuture<'a, Result<Vec<ConsentRow>>>,
+    /// The digests of some of them.
+    pub digests: Digests,
+    /// One after the other.
+    pub after: After,
 }
 
 /// The row of a consent.
