@@ -12,7 +12,6 @@ mod section;
 mod state;
 mod tombstones;
 mod trust;
-mod unentered;
 mod witness;
 
 use std::collections::HashMap;
@@ -51,32 +50,9 @@ const SETTLE: Duration = Duration::from_secs(5);
 /// So many streams are gone through side by side.
 const STREAMS: usize = 4;
 
-/// The SHA-256 of the rows of these consents, of those that are there: what the log has of them.
-type Digests = for<'a> fn(&'a mut Connection, &'a [String]) -> BoxFuture<'a, Result<HashMap<String, String>>>;
-/// The next consents after an id, in the order of ids: some thousand, or so many that memory is bounded; none at the end.
-type After = for<'a> fn(&'a mut Connection, &'a str) -> BoxFuture<'a, Result<Vec<ConsentRow>>>;
-
-/// The rows of consents, which records alone can read.
-#[derive(Clone, Copy, Debug)]
-pub struct Consents {
-    /// The digests of some of them.
-    pub digests: Digests,
-    /// One after the other.
-    pub after: After,
-}
-
-/// The row of a consent.
-#[derive(Clone, Debug)]
-pub struct ConsentRow {
-    /// Its id.
-    pub id: String,
-    /// Whose it is.
-    pub subject: i64,
-    /// When it was recorded.
-    pub recorded_at: DateTime<Utc>,
-    /// The SHA-256 of the row.
-    pub digest: String,
-}
+/// The SHA-256 of the rows of these consents, of those that are there: what the log has of them, records alone can read.
+pub type Digests =
+    for<'a> fn(&'a mut Connection, &'a [String]) -> BoxFuture<'a, Result<HashMap<String, String>>>;
 
 /// When entries were appended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -143,9 +119,9 @@ impl Log {
     ///
     /// # Errors
     /// The store's: what is broken is told in the report.
-    pub async fn verify(&self, scope: Scope, consents: Consents, deadline: &Deadline) -> Result<Report> {
+    pub async fn verify(&self, scope: Scope, digests: Digests, deadline: &Deadline) -> Result<Report> {
         self.settled(deadline).await;
-        self.verify_at_rest(scope, consents, deadline).await
+        self.verify_at_rest(scope, digests, deadline).await
     }
 
     /// Verifies what is in the log now; what is staged is still on its way, and only its seals are looked at.
@@ -155,10 +131,10 @@ impl Log {
     pub async fn verify_at_rest(
         &self,
         scope: Scope,
-        consents: Consents,
+        digests: Digests,
         deadline: &Deadline,
     ) -> Result<Report> {
-        Ok(self.pass(scope, consents, deadline).await?.0)
+        Ok(self.pass(scope, digests, deadline).await?.0)
     }
 
     /// Verifies what is new and a part of what is not, and keeps how far it came. Streams that are broken stay where they
@@ -166,9 +142,9 @@ impl Log {
     ///
     /// # Errors
     /// [`Error::Tampered`], naming the first place; the store's.
-    pub async fn verify_on(&self, consents: Consents, deadline: &Deadline) -> Result<Verified> {
+    pub async fn verify_on(&self, digests: Digests, deadline: &Deadline) -> Result<Verified> {
         self.settled(deadline).await;
-        let (report, states) = self.pass(Scope::New, consents, deadline).await?;
+        let (report, states) = self.pass(Scope::New, digests, deadline).await?;
         state::write(&self.store, self.keyring.own()?, &states, deadline).await?;
         for place in &report.breaks {
             let Break { stream, position, expected, found, what } = place;
@@ -202,7 +178,7 @@ impl Log {
     async fn pass(
         &self,
         scope: Scope,
-        consents: Consents,
+        digests: Digests,
         deadline: &Deadline,
     ) -> Result<(Report, HashMap<i32, State>)> {
         self.verified.store(0, Ordering::Relaxed);
@@ -212,17 +188,14 @@ impl Log {
             Scope::Within(range) => range,
             Scope::New => Range::EVERYTHING,
         };
-        let pass = Pass::new(self, consents, range, clock::now().utc(), deadline).await?;
+        let pass = Pass::new(self, digests, range, clock::now().utc(), deadline).await?;
         let mut trees = Vec::with_capacity(plan.streams.len());
         for row in &plan.streams {
             trees.push(pass.tree(Some(row), &plan, scope).boxed());
         }
         trees.push(pass.tree(None, &plan, scope).boxed());
-        let everything = scope == Scope::Within(Range::EVERYTHING);
-        let trees = stream::iter(trees).buffered(STREAMS).try_collect::<Vec<_>>();
-        let (results, unentered) = tokio::try_join!(trees, pass.unentered(everything))?;
+        let results: Vec<_> = stream::iter(trees).buffered(STREAMS).try_collect().await?;
         let (mut findings, mut states) = (plan.findings, HashMap::new());
-        findings.merge(unentered);
         for (number, found, state) in results {
             // A stream that is broken is looked at from the same place the next time.
             states.extend(state.filter(|_| found.count() == 0).map(|state| (number, state)));
@@ -230,7 +203,7 @@ impl Log {
         }
         let mut not_compared = None;
         if range == Range::EVERYTHING {
-            pass.tombstones(everything, &mut findings).await?;
+            pass.tombstones(scope != Scope::New, &mut findings).await?;
             let (contradictions, why) = self.publication.contradictions(deadline).await?;
             not_compared = why;
             for told in contradictions {

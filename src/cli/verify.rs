@@ -170,7 +170,7 @@ fn verify_log(full: bool, global: &Global) -> anyhow::Result<()> {
         let bar = tracker.spawn(progress(log.clone(), watching, end.clone()));
         let scope = if full { Scope::Within(Range::EVERYTHING) } else { Scope::New };
         let deadline = Deadline::after(PATIENCE, end.clone());
-        let report = log.verify_at_rest(scope, consent::ROWS, &deadline).await;
+        let report = log.verify_at_rest(scope, consent::digests, &deadline).await;
         end.cancel();
         let _ = bar.await;
         anyhow::Ok(report?)

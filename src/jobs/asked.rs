@@ -42,7 +42,7 @@ pub(super) static ASKED: [Asked; 2] = [
             Box::pin(async move {
                 let range: Range = serde_json::from_value(asked.clone()).map_err(Error::internal)?;
                 let scope = Scope::Within(range);
-                let report = app.records.log().verify(scope, consent::ROWS, deadline).await?;
+                let report = app.records.log().verify(scope, consent::digests, deadline).await?;
                 serde_json::to_value(report).map_err(Error::internal)
             })
         },

@@ -151,7 +151,7 @@ pub static JOBS: [Job; 8] = [
         pruned: true,
         work: |app, deadline, _| {
             Box::pin(async move {
-                let verified = app.records.log().verify_on(consent::ROWS, deadline).await?;
+                let verified = app.records.log().verify_on(consent::digests, deadline).await?;
                 let number = |number| i64::try_from(number).unwrap_or(i64::MAX);
                 Ok(Counts::from([
                     ("entries", number(verified.entries)),

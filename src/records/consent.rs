@@ -1,9 +1,8 @@
 //! `consent.*`: consents and withdrawals, append-only, as they stood at any time.
 
 mod retention;
-mod rows;
 
-pub use rows::ROWS;
+use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
 use diesel::dsl::sql;
@@ -13,6 +12,7 @@ use diesel::prelude::{
 };
 use diesel::sql_types::{Int8, Timestamptz};
 use diesel_async::RunQueryDsl;
+use futures_util::future::BoxFuture;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -276,6 +276,18 @@ impl Record {
     }
 }
 
+/// The SHA-256 of the rows of these consents, of those that are there, as the log has it of each when it was recorded.
+pub fn digests<'a>(
+    connection: &'a mut Connection,
+    ids: &'a [String],
+) -> BoxFuture<'a, Result<HashMap<String, String>>> {
+    Box::pin(async move {
+        let rows = consent_records::table.filter(consent_records::id.eq_any(ids)).select(Stored::as_select());
+        let rows: Vec<Stored> = rows.load(connection).await?;
+        Ok(rows.into_iter().map(|row| (row.id.clone(), row.digest())).collect())
+    })
+}
+
 impl Record {
     /// What stands in the clear outlives the person, as evidence or in the log: it must not be the user id.
     ///
@@ -307,12 +319,6 @@ impl Records {
     pub async fn record_consent(&self, by: &By, record: Record) -> Result<Consent> {
         self.check_size("metadata", record.metadata.as_ref())?;
         record.unidentified()?;
-        // Its entry would name the person in the place of the row, and nobody could tell which row it is about.
-        if record.id.as_ref().zip(by.actor.as_ref()).is_some_and(|(id, actor)| id.as_str() == actor.as_str())
-        {
-            let why = "is the user id of whoever acts, which must not stand in the clear";
-            return Err(Error::invalid("id", why));
-        }
         let id = record.id.clone().unwrap_or_else(RecordId::generate);
         let taken = record.id.as_ref().map(Taken::Consent);
         self.write(by, &record.user_id, taken, async |tx, subject| {

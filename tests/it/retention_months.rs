@@ -122,10 +122,6 @@ fn a_month_goes_when_it_is_past_the_floor_and_archived_and_the_rest_is_proved_as
     let past = Past::new();
     let world = &past.world;
     past.live(93, 4200);
-    // A consent outlives the month that has its entry.
-    let daemon = past.start(93);
-    daemon.ok("consent.record", json!({ "user_id": "u", "consent_type": "t", "granted": true }));
-    daemon.stop();
     let [first, second, third] = [93, 62, 31].map(|days| {
         past.cluster.set_clock(0);
         past.month(days)

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::support::{Daemon, Psql, World, sidekeep, wait_for};
+use crate::support::{Daemon, World, sidekeep, wait_for};
 
 /// More than one block of 4,096, so that there is something that was verified before.
 const ENTRIES: usize = 9000;
@@ -192,80 +192,6 @@ fn what_entries_say_of_rows_and_persons_is_compared() {
     assert_eq!((&report["erased_subjects"], &report["verdict"]), (&json!(1), &json!("broken")));
     assert!(whats(&report).iter().all(|what| what == "subjects"), "{report}");
     assert!(report["breaks"][0]["found"].as_str().unwrap().contains(&person));
-}
-
-#[test]
-fn a_consent_that_no_entry_tells_of_is_told() {
-    let world = World::new();
-    let daemon = world.start_with("jobs.enabled = false\n");
-    let record = |id: &str, user: &str| {
-        let consent = json!({ "id": id, "user_id": user, "consent_type": "t", "granted": true });
-        daemon.ok("consent.record", consent)
-    };
-    for (id, user) in [("a", "u"), ("m", "u"), ("z", "u"), ("gone", "v")] {
-        record(id, user);
-    }
-    // A repeat is another entry of the same row.
-    record("a", "u");
-    daemon.ok("subject.erase", json!({ "user_id": "v", "reason": "request" }));
-    let verdict = || daemon.ok("audit.verify", json!({}));
-    assert_eq!(verdict()["verdict"], "intact");
-
-    let planted = |report: &Value, ids: &[&str]| {
-        let breaks = report["breaks"].as_array().unwrap();
-        let told: Vec<_> = breaks.iter().map(|told| told["found"].as_str().unwrap()).collect();
-        assert!(breaks.iter().all(|told| told["what"] == "consent_records"), "{report}");
-        assert_eq!(told.len(), ids.len(), "{report}");
-        assert!(ids.iter().all(|id| told.iter().any(|told| told.contains(&format!(" {id},")))), "{report}");
-    };
-    // One of its own; one of another id, with all that an entry tells of; and one that claims to be older than the log.
-    let plant = "INSERT INTO consent_records (id, subject_id, consent_type, granted, given_at, recorded_at) \
-        SELECT k.id, c.subject_id, c.consent_type, c.granted, c.given_at, k.at FROM consent_records c, \
-        (VALUES ('own', now()), ('like', NULL), ('old', now() - interval '9 years')) AS k (id, at) WHERE c.id = 'm'";
-    world.sql(&plant.replace("k.at FROM", "coalesce(k.at, c.recorded_at) FROM"));
-    planted(&verdict(), &["own", "like", "old"]);
-    let config = daemon.config.to_str().unwrap();
-    let verify = |more: &[&str]| {
-        let done = sidekeep(&[&["--config", config, "--json", "verify"], more].concat());
-        (done.status.code(), serde_json::from_slice::<Value>(&done.stdout).unwrap())
-    };
-    let (code, report) = verify(&["--full"]);
-    assert_eq!(code, Some(1));
-    planted(&report, &["own", "like", "old"]);
-    world.sql("DELETE FROM consent_records WHERE id IN ('own', 'like', 'old')");
-    assert_eq!(verdict()["verdict"], "intact");
-
-    // More than a page of them.
-    world.sql(
-        "INSERT INTO consent_records (id, subject_id, consent_type, granted, given_at) \
-         SELECT 'p' || n, c.subject_id, 't', true, now() FROM consent_records c, generate_series(1, 2500) AS n WHERE c.id = 'm'",
-    );
-    let report = verdict();
-    let told = report["breaks"].as_array().unwrap().len() as u64;
-    assert_eq!(told + report["more_breaks"].as_u64().unwrap(), 2500, "{report}");
-    world.sql("DELETE FROM consent_records WHERE id LIKE 'p%'");
-
-    // What is still on its way to its stream has its entry there.
-    let mut lock = Psql::open(&world.owner_url);
-    lock.run("BEGIN; SELECT FROM audit_streams FOR UPDATE");
-    record("late", "u");
-    assert_ne!(world.sql("SELECT count(*) FROM audit_staged"), "0");
-    let (code, report) = verify(&["--full"]);
-    assert_eq!((code, &report["verdict"]), (Some(0), &json!("intact")), "{report}");
-    lock.run("ROLLBACK");
-    // An id that is the user id of whoever acts would not stand in the entry, so that no row would be found by it.
-    let consent = json!({ "id": "boss", "user_id": "u", "consent_type": "t", "granted": true, "context": { "user_id": "boss" } });
-    assert_eq!(daemon.client().err("consent.record", consent).data["field"], "id");
-    assert_eq!(verdict()["verdict"], "intact");
-
-    // What was recorded of an erased person covers no row that comes after under the same id.
-    record("w", "x");
-    daemon.ok("subject.erase", json!({ "user_id": "x", "reason": "request" }));
-    world.sql(
-        "INSERT INTO consent_records (id, subject_id, consent_type, granted, given_at) \
-         SELECT 'w', c.subject_id, 't', true, now() FROM consent_records c WHERE c.id = 'm'",
-    );
-    planted(&verdict(), &["w"]);
 }
 
 #[test]

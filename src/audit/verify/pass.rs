@@ -16,7 +16,7 @@ use super::findings::{Findings, at};
 use super::rows::{self, Entries};
 use super::section::{LEVEL, Mark, Outcome, Section, Steps, TileRow, Told};
 use super::trust::Trust;
-use super::{Consents, Range, witness};
+use super::{Digests, Range, witness};
 use crate::audit::dropped::{self, Dropped};
 use crate::audit::growth::HEIGHT;
 use crate::audit::heads::{CheckpointRow, HeadRow};
@@ -40,7 +40,7 @@ const WIDE: usize = 4;
 pub(super) struct Pass<'a> {
     pub(super) log: &'a Log,
     pub(super) deadline: &'a Deadline,
-    pub(super) consents: Consents,
+    pub(super) digests: Digests,
     pub(super) range: Range,
     pub(super) now: DateTime<Utc>,
     /// Who was in the keyring when last looked; bounded.
@@ -82,7 +82,7 @@ impl NodeRow {
 impl<'a> Pass<'a> {
     pub(super) async fn new(
         log: &'a Log,
-        consents: Consents,
+        digests: Digests,
         range: Range,
         now: DateTime<Utc>,
         deadline: &'a Deadline,
@@ -95,7 +95,7 @@ impl<'a> Pass<'a> {
             living: Mutex::default(),
             log,
             deadline,
-            consents,
+            digests,
             range,
             now,
         })

@@ -29,7 +29,7 @@ const REMEMBERED: usize = 1 << 16;
 /// What the entry of an erasure is called.
 const ERASURE: &str = "subject.erase";
 /// What removes the row of a consent of somebody who lives, and is entered by itself.
-pub(super) const REMOVALS: [&str; 2] = ["consent.delete", "retention"];
+const REMOVALS: [&str; 2] = ["consent.delete", "retention"];
 /// What kind of record such an entry is about.
 const CONSENT: &str = "consent";
 
@@ -72,7 +72,7 @@ pub(super) async fn look(
             .await?;
         let mut seen = Seen { living: living.into_iter().collect(), ..Seen::default() };
         if !ids.is_empty() {
-            seen.digests = (pass.consents.digests)(connection, &ids).await?;
+            seen.digests = (pass.digests)(connection, &ids).await?;
             let is_there = |claim: &&Claim| seen.digests.get(&claim.id) == Some(&claim.digest);
             let gone: BTreeSet<&str> =
                 claims.iter().filter(|claim| !is_there(claim)).map(|claim| claim.id.as_str()).collect();
