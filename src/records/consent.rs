@@ -319,6 +319,12 @@ impl Records {
     pub async fn record_consent(&self, by: &By, record: Record) -> Result<Consent> {
         self.check_size("metadata", record.metadata.as_ref())?;
         record.unidentified()?;
+        // Its entry would name the person in the place of the row, and verification find no such row.
+        if record.id.as_ref().zip(by.actor.as_ref()).is_some_and(|(id, actor)| id.as_str() == actor.as_str())
+        {
+            let why = "is the user id of whoever acts, which must not stand in the clear";
+            return Err(Error::invalid("id", why));
+        }
         let id = record.id.clone().unwrap_or_else(RecordId::generate);
         let taken = record.id.as_ref().map(Taken::Consent);
         self.write(by, &record.user_id, taken, async |tx, subject| {

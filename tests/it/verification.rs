@@ -154,6 +154,10 @@ fn what_entries_say_of_rows_and_persons_is_compared() {
     for id in ["c1", "c2"] {
         daemon.ok("consent.record", consent(id));
     }
+    // An id that is the user id of whoever acts would stand in no entry, and no row be found by it.
+    let mut boss = consent("boss");
+    boss["context"] = json!({ "user_id": "boss" });
+    assert_eq!(daemon.client().err("consent.record", boss).data["field"], "id");
     let verdict = || daemon.ok("audit.verify", json!({}));
     let whats = |report: &Value| -> Vec<String> {
         report["breaks"]
