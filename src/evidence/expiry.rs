@@ -121,7 +121,7 @@ impl Expiry<'_> {
                 return Ok(true);
             }
             // A hold may have been placed while the object was read.
-            match self.unless_held((&object, &objects), &body.deployment, &asked).await {
+            match self.unless_held((object, &objects), &body.deployment, &asked).await {
                 Ok(None) => break,
                 Ok(Some(held)) => asked = held,
                 // It may have gone: then it is not there to be read again.
