@@ -176,6 +176,43 @@ fn a_physical_copy_from_before_an_erasure_serves_nothing_before_it_was_recovered
 }
 
 #[test]
+fn whoever_was_erased_and_came_back_since_has_a_key_again() {
+    let cluster = Cluster::own(&[]);
+    let world = World::on(&cluster);
+    let more = config(&world);
+    let daemon = world.start_with(&more);
+    let users: Vec<String> = (0..20).map(|number| format!("user-{number:02}")).collect();
+    let set = |daemon: &Daemon| {
+        for user in &users {
+            daemon.ok("preferences.set", json!({ "user_id": user, "preferences": {} }));
+        }
+    };
+    set(&daemon);
+    checkpoint(&daemon);
+    back_up(&daemon);
+    daemon.stop();
+    let before = Backup::take(&cluster);
+    let daemon = world.start_with(&more);
+    for user in &users {
+        daemon.ok("subject.erase", json!({ "user_id": user, "reason": "request" }));
+    }
+    // Under other numbers, and so in other shards: before the old ones, or behind them.
+    set(&daemon);
+    checkpoint(&daemon);
+    back_up(&daemon);
+    let numbers = "SELECT string_agg(subject_id::text, ',' ORDER BY subject_id) FROM subjects";
+    let now = world.sql(numbers);
+    daemon.stop();
+    before.restore();
+
+    let daemon = shut(&world, &more);
+    let (code, told, said) = command(&daemon.config, &["--accept-gap"]);
+    assert_eq!((code, &told["keyring"]["erased_again"]), (Some(0), &json!(20)), "{told} {said}");
+    assert_eq!(world.sql(numbers), now);
+    assert_eq!(people(&world), users);
+}
+
+#[test]
 fn a_backup_that_is_not_mounted_is_not_taken_for_one_that_tells_of_nobody() {
     let cluster = Cluster::own(&[]);
     let world = World::on(&cluster);
