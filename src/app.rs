@@ -1,6 +1,5 @@
 //! The handles that calls and jobs share, and whether they may be used yet.
 
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,12 +14,17 @@ use crate::backup::keyring::{Guard, Lateness, refuse_behind};
 use crate::clock::Anchor;
 use crate::config::{self, Config, OnGap};
 use crate::error::Error;
-use crate::keyring::{Kek, KekError, Keks, Keyring, Listed, SigningKey, SigningKeyError, StartError};
+use crate::keyring::{KekError, Keyring, Listed, SigningKeyError, StartError};
 use crate::records::Records;
 use crate::store::connect::ConnectError;
 use crate::store::{Deadline, Store};
 use crate::subjects::request::Pressing;
 use crate::telemetry::Telemetry;
+
+pub use keys::public_keys;
+use keys::{read_keks, read_signers};
+
+mod keys;
 
 /// How long the service manager waits for a PostgreSQL that is away, before it is told that this daemon serves.
 const START: Duration = Duration::from_secs(2);
@@ -98,6 +102,11 @@ pub enum OpenError {
     /// A file holds no signing key.
     #[error("signing.key_files: {0}")]
     SigningKey(#[from] SigningKeyError),
+    /// A public key is of another deployment, or not what its id says.
+    #[error(
+        "signing.lost_keys: {0} is no key of this deployment: it begins with sidekeep/ and deployment.name, and its id is the key's"
+    )]
+    LostKey(config::PublicKey),
     /// The database's URL or certificates are wrong.
     #[error(transparent)]
     Connect(#[from] ConnectError),
@@ -454,39 +463,4 @@ fn read_store(config: &Config, tracker: &TaskTracker) -> Result<Store, OpenError
     let replica = config::replica_url(config)?;
     let store = Store::new(&config.database, &config::database_url(config)?, tracker.clone())?;
     Ok(store.with_replica(&config.database, replica.as_ref().map(|url| url.as_str()))?)
-}
-
-/// The public keys of those that this deployment signs with, or has signed with before.
-///
-/// # Errors
-/// A file of `signing.key_files` holds no key.
-pub fn public_keys(config: &Config) -> Result<Vec<Vec<u8>>, OpenError> {
-    Ok(read_signers(config)?.iter().map(|key| key.public().to_vec()).collect())
-}
-
-fn read_signers(config: &Config) -> Result<Vec<SigningKey>, OpenError> {
-    let unread = |source| OpenError::KeyFile {
-        key: "signing.key_files",
-        source,
-        make: "`sidekeep signing generate --out FILE` makes one",
-    };
-    let read = |file: &config::SecretFile| {
-        let text = config::secret(file).map_err(unread)?;
-        Ok(SigningKey::parse(PathBuf::from(file.to_string()), &text)?)
-    };
-    config.signing.key_files.iter().map(read).collect()
-}
-
-fn read_keks(config: &Config) -> Result<Keks, OpenError> {
-    let unread = |source| OpenError::KeyFile {
-        key: "keyring.key_files",
-        source,
-        make: "of a new deployment, `sidekeep keyring generate --out FILE` makes one",
-    };
-    let mut keks = Vec::with_capacity(config.keyring.key_files.len());
-    for file in &config.keyring.key_files {
-        let path = PathBuf::from(file.to_string());
-        keks.push((path.clone(), Kek::parse(path, &config::secret(file).map_err(unread)?)?));
-    }
-    Ok(Keks::new(keks)?)
 }

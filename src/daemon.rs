@@ -96,6 +96,7 @@ impl RunError {
                     | OpenError::KeyFile { .. }
                     | OpenError::Kek(_)
                     | OpenError::SigningKey(_)
+                    | OpenError::LostKey(_)
                     | OpenError::Connect(_)
                     | OpenError::Keyring(StartError::OtherDeployment { .. } | StartError::MissingKek { .. })
             ),

@@ -216,10 +216,8 @@ impl Log {
                 .snapshot(deadline, "audit.archive.evidence", async |tx| evidence(tx, part).await)
                 .await?;
             if let Some(mut found) = found {
-                let key = |key: &crate::keyring::SigningKey| {
-                    VerifierKey::new(self.keyring.deployment(), key.public())
-                };
-                found.keys = self.signers.iter().map(key).collect();
+                let keys = self.signers.public();
+                found.keys = keys.map(|key| VerifierKey::new(self.keyring.deployment(), key)).collect();
                 return Ok(found);
             }
             self.make_checkpoint(deadline).await?;

@@ -17,6 +17,7 @@ use super::log::Log;
 use super::merkle::{Frontier, Hash, cover};
 use super::note::{self, Checkpoint, VerifierKey};
 use super::stream::Sealed;
+use super::succession::Old;
 use super::tree::{HEADS, Tree};
 use super::{staged, succession};
 use crate::error::{Error, Result};
@@ -158,7 +159,7 @@ impl Log {
     /// # Errors
     /// [`Error::Conflict`] in a daemon without one.
     pub fn signer(&self) -> Result<&SigningKey> {
-        <[SigningKey]>::first(&self.signers).ok_or_else(|| {
+        self.signers.keys().first().ok_or_else(|| {
             Error::conflict("this daemon has no signing key; ask one that has, or make one with `sidekeep signing generate` and name it in signing.key_files")
         })
     }
@@ -213,15 +214,17 @@ impl Log {
         signer: &SigningKey,
     ) -> Result<Option<Sealed>> {
         let deployment = self.keyring.deployment();
-        let signed =
-            |note: &str, key: &SigningKey| note::names(note, &VerifierKey::new(deployment, key.public()));
-        let Some(last) = newest(tx).await?.filter(|last| !signed(&last.note, signer)) else {
+        let signed = |note: &str, key: &[u8]| note::names(note, &VerifierKey::new(deployment, key));
+        let Some(last) = newest(tx).await?.filter(|last| !signed(&last.note, signer.public())) else {
             return Ok(None);
         };
-        let old = self.signers.iter().find(|key| signed(&last.note, key)).ok_or_else(|| {
+        let old = self.signers.keys().iter().find(|key| signed(&last.note, key.public())).map(Old::Signs);
+        let lost =
+            || self.signers.lost().iter().find(|key| signed(&last.note, key)).map(|key| Old::Lost(key));
+        let old = old.or_else(lost).ok_or_else(|| {
             Error::conflict(
                 "signing.key_files lacks the key that signed the last checkpoint: name it behind the new one, since both \
-                 sign the change",
+                 sign the change; if it is lost for good, name its public half in signing.lost_keys",
             )
         })?;
         let entry = succession::entry(deployment, checkpoint.size, (old, signer));

@@ -21,7 +21,7 @@ use super::writer::Writer;
 use super::{months, staged};
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::keyring::{Keyring, Person, SigningKey, Subject};
+use crate::keyring::{Keyring, Person, Signers, Subject};
 use crate::store::{Connection, Deadline, Store};
 use crate::values::{RecordId, UserId};
 
@@ -30,7 +30,7 @@ use crate::values::{RecordId, UserId};
 pub struct Log {
     pub(super) store: Arc<Store>,
     pub(super) keyring: Arc<Keyring>,
-    pub(super) signers: Arc<[SigningKey]>,
+    pub(super) signers: Arc<Signers>,
     pub(super) verified: AtomicU64,
     pub(super) to_verify: AtomicU64,
     pub(super) publication: Arc<Publication>,
@@ -52,7 +52,7 @@ impl Log {
     pub fn start(
         store: Arc<Store>,
         keyring: Arc<Keyring>,
-        signers: Vec<SigningKey>,
+        signers: Signers,
         config: &Config,
         end: &CancellationToken,
     ) -> Self {
@@ -71,12 +71,7 @@ impl Log {
     }
 
     /// The log for reading alone, by a process that appends nothing.
-    pub fn reader(
-        store: Arc<Store>,
-        keyring: Arc<Keyring>,
-        signers: Vec<SigningKey>,
-        config: &Config,
-    ) -> Self {
+    pub fn reader(store: Arc<Store>, keyring: Arc<Keyring>, signers: Signers, config: &Config) -> Self {
         let (queue, _) = Queue::new(1, Duration::ZERO);
         Self::with(store, keyring, (signers.into(), config), (queue, Arc::default()))
     }
@@ -91,11 +86,10 @@ impl Log {
     fn with(
         store: Arc<Store>,
         keyring: Arc<Keyring>,
-        (signers, config): (Arc<[SigningKey]>, &Config),
+        (signers, config): (Arc<Signers>, &Config),
         (queue, doing): (Queue, Arc<Doing>),
     ) -> Self {
-        let key = |key: &SigningKey| VerifierKey::new(keyring.deployment(), key.public());
-        let keys = signers.iter().map(key).collect();
+        let keys = signers.public().map(|key| VerifierKey::new(keyring.deployment(), key)).collect();
         let publication = Arc::new(Publication::new(store.clone(), keyring.clone(), keys, config));
         let (verified, to_verify) = (AtomicU64::new(0), AtomicU64::new(0));
         let looks = Looks::new(config.database.pool);
@@ -137,12 +131,12 @@ impl Log {
 
     /// The public keys of those that this daemon signs with, or has signed with before.
     pub fn public_keys(&self) -> Vec<Vec<u8>> {
-        self.signers.iter().map(|key| key.public().to_vec()).collect()
+        self.signers.public().map(<[u8]>::to_vec).collect()
     }
 
     /// Whether this daemon has a key to sign checkpoints with.
     pub fn signs(&self) -> bool {
-        !self.signers.is_empty()
+        !self.signers.keys().is_empty()
     }
 
     /// About how many leaves the verification that runs has looked at, and how many entries the log has.

@@ -59,6 +59,11 @@ impl VerifierKey {
         format!("{}+{}+{}", self.name, super::merkle::hex(&self.id()), STANDARD.encode(key))
     }
 
+    /// The 32 bytes of a key of this deployment, as [`VerifierKey::encode`] wrote it.
+    pub fn public_of(text: &str, deployment: &str) -> Option<Vec<u8>> {
+        Self::decode(text).filter(|key| key.name == origin(deployment)).map(|key| key.public)
+    }
+
     /// Reads what [`VerifierKey::encode`] wrote.
     pub fn decode(text: &str) -> Option<Self> {
         let mut parts = text.trim().splitn(3, '+');

@@ -103,7 +103,7 @@ pub enum Unsound {
     #[error("it is of the deployment {0}")]
     Deployment(String),
     /// Who has signed it is not known here.
-    #[error("it is signed with a key that is not one of signing.key_files")]
+    #[error("it is signed with a key that is not one of signing.key_files, nor of signing.lost_keys")]
     Key,
 }
 

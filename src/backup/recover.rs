@@ -1,7 +1,8 @@
 //! A database that has lost what its keyring's backup tells, because it was brought back from a physical copy or failed over to a server
 //! that lacked some of it: whoever was erased since is erased again, and holds and keys of that time come back.
 //!
-//! Each shard is one transaction, after which the shard is this database's; the manifest is taken over last. A crash between two leaves
+//! Erasures come first, of all shards: whoever came back since has the same user id under another number, in whichever shard. Then each
+//! shard is one transaction, after which the shard is this database's; the manifest is taken over last. A crash between two leaves
 //! a database that is still behind, which serves nothing, and the next run goes on from there.
 
 use std::collections::HashSet;
@@ -18,6 +19,7 @@ use crate::audit::entry::Outcome;
 use crate::audit::{By, Pinned, restored};
 use crate::clock::Timestamp;
 use crate::error::Result;
+use crate::keyring::Deployment;
 use crate::records::Records;
 use crate::store::{Connection, Deadline, Store};
 use crate::subjects::erase::deletions;
@@ -49,6 +51,9 @@ const NEW_HOLD: &str = " WHERE EXISTS (SELECT FROM sidekeep.subjects s WHERE s.s
 const REFUSED: &str = " ON CONFLICT (digest) DO UPDATE SET refused_until = greatest(subject_refusals.refused_until, EXCLUDED.refused_until)";
 const SHARD: &str = "UPDATE sidekeep.keyring_shards SET generation = greatest(generation, $2) + 1, stored = 0, sealed_under = NULL, \
     kek_ids = '{}', raised_at = coalesce(raised_at, clock_timestamp()) WHERE shard = $1";
+/// An erasure raises the generation of its shard: one that is behind by that alone stays so.
+const STAY_BEHIND: &str = "UPDATE sidekeep.keyring_shards SET generation = least(generation, $2 - 1) \
+    WHERE shard = $1 AND EXISTS (SELECT FROM sidekeep.keyring_writes w WHERE w.id = $3)";
 const WRITE: &str = "INSERT INTO sidekeep.keyring_writes (id, object) VALUES ($1, $2) ON CONFLICT DO NOTHING";
 const WHOLE: &str = "UPDATE sidekeep.keyring_backups SET generation = greatest(generation, $1) + 1, stored = 0, destination = $2";
 const ABOUT: &str = "SELECT greatest((SELECT max(recorded_at) FROM sidekeep.audit_logs WHERE recorded_at <= $1), \
@@ -128,6 +133,30 @@ pub enum Way<'a> {
     Recover(&'a Records),
 }
 
+/// What is done with one shard.
+#[derive(Clone, Copy, Debug)]
+enum Step<'a> {
+    Look,
+    Keys,
+    /// Erase again, and leave the rest for later.
+    Erase(&'a Deployment),
+    /// All of it.
+    Take(&'a Deployment),
+}
+
+impl<'a> Way<'a> {
+    fn steps(self) -> Result<Vec<Step<'a>>> {
+        Ok(match self {
+            Self::Look => vec![Step::Look],
+            Self::Keys => vec![Step::Keys],
+            Self::Recover(records) => {
+                let own = records.keyring().own()?;
+                vec![Step::Erase(own), Step::Take(own)]
+            }
+        })
+    }
+}
+
 /// Enters in the log that a database was taken up.
 ///
 /// # Errors
@@ -160,10 +189,12 @@ pub async fn recover(store: &Store, ring: &Ring, way: Way<'_>, deadline: &Deadli
     let mut recovered = Recovered { keyring_generation: ring.manifest.generation, ..Recovered::default() };
     let written_at = ring.manifest.written_at;
     recovered.lost_from = about(store, written_at, deadline).await?.last.map(Timestamp::from);
-    for number in 0..SHARDS {
-        let Some(part) = Part::read(ring, number).await? else { continue };
-        if let Some(tally) = one(store, &part, way, deadline).await? {
-            recovered.add(tally);
+    for step in way.steps()? {
+        for number in 0..SHARDS {
+            let Some(part) = Part::read(ring, number).await? else { continue };
+            if let Some(tally) = one(store, &part, step, deadline).await? {
+                recovered.add(tally);
+            }
         }
     }
     let manifest = ring.manifest.clone();
@@ -192,26 +223,30 @@ async fn about(store: &Store, until: Timestamp, deadline: &Deadline) -> Result<A
 }
 
 /// One shard in one transaction; nothing where the database has done all that it tells.
-async fn one(store: &Store, part: &Part, way: Way<'_>, deadline: &Deadline) -> Result<Option<Tally>> {
-    let own = match way {
-        Way::Recover(records) => Some(records.keyring().own()?),
-        Way::Look | Way::Keys => None,
-    };
+async fn one(store: &Store, part: &Part, step: Step<'_>, deadline: &Deadline) -> Result<Option<Tally>> {
     let done = store.transact(deadline, "recover.shard", async |tx| {
         diesel::sql_query(ALONE).execute(tx).await?;
         if behind(tx, std::slice::from_ref(&part.header), None).await?.is_empty() {
             return Ok(None);
         }
         let (unburied, mut tally) = count(tx, part).await?;
-        if matches!(way, Way::Keys) {
-            bring_keys(tx, part).await?;
-        }
-        if let Some(own) = own {
+        if let Step::Erase(own) | Step::Take(own) = step {
             erase_again(tx, part, &unburied).await?;
-            bring_keys(tx, part).await?;
-            bring_rest(tx, part).await?;
             let from = format!("the keyring's backup, {}", shard_name(part.header.shard));
             tally.entries = restored::stage_missing(tx, own, &part.erased, &from).await?;
+        }
+        match step {
+            Step::Look => {}
+            Step::Keys => bring_keys(tx, part).await?,
+            Step::Erase(_) => {
+                // Counted when they are brought.
+                tally = Tally { persons: 0, holds: 0, ..tally };
+                stay_behind(tx, part).await?;
+            }
+            Step::Take(_) => {
+                bring_keys(tx, part).await?;
+                bring_rest(tx, part).await?;
+            }
         }
         Ok(Some(tally))
     });
@@ -278,6 +313,12 @@ async fn erase_again(tx: &mut Connection, part: &Part, unburied: &[i64]) -> Resu
         let bury = populate("subject_erasures", " ON CONFLICT DO NOTHING");
         diesel::sql_query(bury).bind::<Text, _>(rows).execute(tx).await?;
     }
+    Ok(())
+}
+
+async fn stay_behind(tx: &mut Connection, part: &Part) -> Result<()> {
+    let stay = diesel::sql_query(STAY_BEHIND).bind::<Int2, _>(part.header.shard);
+    stay.bind::<Int8, _>(part.header.generation).bind::<Text, _>(&part.header.write).execute(tx).await?;
     Ok(())
 }
 

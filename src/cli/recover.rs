@@ -13,7 +13,7 @@ use crate::app;
 use crate::audit::gap::Gap;
 use crate::audit::publication::Report as Publication;
 use crate::audit::verify::{Range, Report, Scope};
-use crate::backup::keyring::Ring;
+use crate::backup::keyring::{Ring, refuse_missing};
 use crate::backup::recover::{Recovered, Way, enter, recover};
 use crate::config::{self, Config};
 use crate::records::consent;
@@ -87,6 +87,9 @@ async fn work(
     let store = app::open_store(config, tracker, end)?;
     app::fits(&store, &deadline).await?;
     let mut keyring = None;
+    if ring.is_none() {
+        refuse_missing(&store, config, &deadline).await?;
+    }
     if let Some(ring) = &ring {
         let found = recover(&store, ring, Way::Look, &deadline).await?;
         if accept && found.behind {
@@ -165,7 +168,12 @@ fn lines(told: &Told, accepted: bool) -> Vec<String> {
         }
         Some(found) => lines.extend(of_keyring(found, accepted)),
     }
-    if told.gaps.is_empty() && told.publication.state != "off" {
+    if told.gaps.is_empty() && told.publication.size.is_none() && told.publication.state != "off" {
+        lines.push(
+            "nothing is published where audit.publish says: whether the log has lost entries is not known"
+                .to_owned(),
+        );
+    } else if told.gaps.is_empty() && told.publication.state != "off" {
         lines.push("no stream has lost entries since it was published".to_owned());
     }
     for gap in &told.gaps {

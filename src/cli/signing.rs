@@ -1,11 +1,12 @@
 //! `sidekeep signing`: the key that signs checkpoints of the audit log.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
 use super::exit::{Code, coded};
 use super::{Global, output};
+use crate::audit::document::verify;
 use crate::audit::note::VerifierKey;
 use crate::config;
 use crate::durable;
@@ -31,8 +32,14 @@ enum Action {
     },
     /// Print the public keys of signing.key_files, the one that signs first
     ///
-    /// In the form of C2SP signed notes. Give them to whoever is to check the log without trusting its keepers.
-    PublicKey,
+    /// In the form of C2SP signed notes. Give them to whoever is to check the log without trusting its keepers, and keep them: the
+    /// public key of one that is lost belongs in signing.lost_keys.
+    PublicKey {
+        /// Print the key that has signed this document instead: a certificate, a manifest of keyring.backup or of a dump. Whether it
+        /// was yours is for you to know
+        #[arg(long, value_name = "FILE")]
+        of: Option<PathBuf>,
+    },
 }
 
 pub(super) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
@@ -57,8 +64,17 @@ pub(super) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
                 Err(error) => Err(error).with_context(|| format!("{}: cannot be written", path.display())),
             }
         }
-        Action::PublicKey => public_keys(global),
+        Action::PublicKey { of: None } => public_keys(global),
+        Action::PublicKey { of: Some(path) } => public_key_of(&path, global),
     }
+}
+
+fn public_key_of(path: &Path, global: &Global) -> anyhow::Result<()> {
+    let loaded = config::load(global.config.as_deref()).map_err(|problem| coded(Code::Config, problem))?;
+    let bytes = std::fs::read(path).with_context(|| format!("{}: cannot be read", path.display()))?;
+    let document: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
+    let key = verify(&document).with_context(|| path.display().to_string())?;
+    show(&[VerifierKey::new(loaded.config.deployment.name.as_str(), &key).encode()], global)
 }
 
 fn public_keys(global: &Global) -> anyhow::Result<()> {
@@ -76,6 +92,10 @@ fn public_keys(global: &Global) -> anyhow::Result<()> {
             .map_err(|problem| coded(Code::Config, problem))?;
         keys.push(VerifierKey::new(loaded.config.deployment.name.as_str(), key.public()).encode());
     }
+    show(&keys, global)
+}
+
+fn show(keys: &[String], global: &Global) -> anyhow::Result<()> {
     let json = || serde_json::json!({ "keys": keys }).to_string();
     Ok(output::line(&if global.json { json() } else { keys.join("\n") })?)
 }

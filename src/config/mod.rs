@@ -14,6 +14,7 @@ pub use jobs::{CronExpression, Job, Jobs, TimeZone};
 pub use keeping::{Archive, Backup, Gs, Keep, Retention, Rhythm, S3};
 pub use load::{DEFAULT_FILE, Loaded, Setting, load, socket_path};
 pub use problem::{ConfigError, Origin, Problem};
+pub use public_key::PublicKey;
 pub use recipient::Recipient;
 pub use rules::is_safe;
 pub use secret::{SecretError, secret};
@@ -31,6 +32,7 @@ mod keeping;
 mod keys;
 mod load;
 mod problem;
+mod public_key;
 mod recipient;
 mod rules;
 mod secret;
@@ -362,6 +364,8 @@ pub enum AuditAccess {
 pub struct Signing {
     /// The Ed25519 keys that sign checkpoints: the first signs, and the others have signed before.
     pub key_files: Vec<SecretFile>,
+    /// The public halves of keys that have signed before, and are lost.
+    pub lost_keys: Vec<PublicKey>,
 }
 
 /// `[erasure]`.

@@ -1,11 +1,13 @@
 //! The end of archived objects: past their period they are deleted, and their manifests stay, with a signed document that says
 //! so. Not those in which a person is named who is held.
 //!
-//! The document comes first, then the object goes, then it is recorded: cut off in between, it is done again. Months of the
+//! The document comes first, then the object goes, then it is recorded: cut off in between, it is done again. While the object
+//! goes, no hold is placed: whoever places one waits, and has it before or after. Months of the
 //! database that are gone are not asked: whom an object names is read from the object. Nothing is said to be gone from a place
 //! that has not its manifest: a directory may not be mounted, a bucket may be another one.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::{ExpressionMethods, QueryDsl};
@@ -23,7 +25,17 @@ use crate::objects::{Objects, Trouble};
 use crate::records::Records;
 use crate::records::retention::{Retired, Retiring};
 use crate::store::schema::legal_holds;
-use crate::store::{Deadline, Store};
+use crate::store::{Connection, Deadline, Store};
+
+/// How long an object may take to go, while those who place a hold wait: a store that is silent for longer is away.
+const GOING: Duration = Duration::from_secs(15);
+/// With the wait for those who are placing one.
+const ALL_IN_ALL: Duration = Duration::from_secs(25);
+
+/// Nobody is held, or let go, from here to the end of the transaction.
+const STILL: &str = "LOCK TABLE sidekeep.legal_holds IN SHARE MODE";
+/// However long the store takes, the server does not end the session for being idle.
+const PATIENT: &str = "SELECT set_config('idle_in_transaction_session_timeout', '0', true)";
 
 /// Counts the objects that are past their period, by the database alone: with those whose months go first, where they are
 /// foreseen.
@@ -100,26 +112,54 @@ impl Expiry<'_> {
         let place: Destination = object.place.parse().map_err(|_| wrong())?;
         let objects = Objects::open(&place, self.config).map_err(away)?;
         let body = object.described(&objects, self.config.deployment.name.as_str()).await?;
-        let mut asked = HashSet::new();
+        let mut asked = held(store, self.deadline).await?;
         loop {
-            // Asked for again: a hold may have been placed while the object was read.
-            let held = held(store, self.deadline).await?;
-            if held.is_subset(&asked) {
-                break;
-            }
-            if object.names(&objects, &body, held.clone(), store).await? {
+            if object.names(&objects, &body, asked.clone(), store).await? {
                 return Ok(false);
             }
-            asked = held;
+            if retiring.is_none() {
+                return Ok(true);
+            }
+            // A hold may have been placed while the object was read.
+            match self.unless_held((object, &objects), &body.deployment, &asked).await {
+                Ok(None) => break,
+                Ok(Some(held)) => asked = held,
+                // It may have gone: then it is not there to be read again.
+                Err(Error::UnknownOutcome) => {}
+                Err(error) => return Err(error),
+            }
         }
         let Some(retiring) = retiring else { return Ok(true) };
-        object.delete(&objects, self.records, &body.deployment).await?;
         let archived = object.archived;
         let name = format!("{}/stream-{}", archived.part.month.format("%Y-%m"), archived.part.stream);
         let by = retiring.by("audit_archive", name);
         by.tells("entries", archived.part.entries());
         by.tells("sha256", archived.sha256.hex());
         self.records.log().record_removed(&archived.part, &by, retiring.tally).await
+    }
+
+    /// Deletes it, unless others are held than were asked for: answers them then. What is done twice here does no harm.
+    async fn unless_held(
+        &self,
+        (object, objects): (&Object<'_>, &Objects),
+        deployment: &str,
+        asked: &HashSet<i64>,
+    ) -> Result<Option<HashSet<i64>>> {
+        let deadline = self.deadline.within(ALL_IN_ALL);
+        let gone = self.records.store().transact(&deadline, "archive.delete", async |tx| {
+            diesel::sql_query(PATIENT).execute(tx).await?;
+            diesel::sql_query(STILL).execute(tx).await?;
+            let held = open(tx).await?;
+            if !held.is_subset(asked) {
+                return Ok(Some(held));
+            }
+            let going = object.delete(objects, self.records, deployment);
+            let silent =
+                |_| Error::unavailable(format!("archive.destination: {} does not answer", object.place));
+            deadline.within(GOING).run(going).await.map_err(silent)??;
+            Ok(None)
+        });
+        gone.await
     }
 }
 
@@ -211,12 +251,12 @@ fn split(url: &str) -> Option<(&str, &str)> {
 
 /// Who is held.
 async fn held(store: &Store, deadline: &Deadline) -> Result<HashSet<i64>> {
-    let held: Vec<i64> = store
-        .single(deadline, "archive.held", async |connection| {
-            let open = legal_holds::table.filter(legal_holds::released_at.is_null());
-            Ok(open.select(legal_holds::subject_id).distinct().load(connection).await?)
-        })
-        .await?;
+    store.single(deadline, "archive.held", async |connection| open(connection).await).await
+}
+
+async fn open(connection: &mut Connection) -> Result<HashSet<i64>> {
+    let open = legal_holds::table.filter(legal_holds::released_at.is_null());
+    let held: Vec<i64> = open.select(legal_holds::subject_id).distinct().load(connection).await?;
     Ok(held.into_iter().collect())
 }
 

@@ -101,7 +101,7 @@ impl Archive<'_> {
         let (body, key) = manifest::read(&bytes).map_err(wrong)?;
         manifest::is_of(&body, self.deployment, part, evidence.root)?;
         if !evidence.keys.contains(&VerifierKey::new(self.deployment, &key)) {
-            return Err(wrong("none of signing.key_files has signed it".into()));
+            return Err(wrong("none of signing.key_files or signing.lost_keys has signed it".into()));
         }
         let found = self.read_back(&beside(part, &body.object), evidence.before.clone()).await?;
         let flaws = [body.proof(&evidence.keys), body.compare(&found)].concat();

@@ -97,7 +97,7 @@ impl Jobs {
         deadline: &Deadline,
     ) -> Result<Answered> {
         let known = Asked::find(name)?;
-        let wait = deadline.within(wait);
+        let wait = deadline.waiting(wait);
         let id = crate::values::RecordId::generate();
         let claim = Claim { run: id.as_str(), name: known.name, holder: self.holder() };
         match self.claimed(claim, Some(asked), false, (&wait, deadline)).await? {

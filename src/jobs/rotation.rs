@@ -34,7 +34,7 @@ impl Jobs {
     /// [`crate::error::Error::Conflict`] while a rotation to another key is running.
     pub async fn rotate(self: &Arc<Self>, wait: Duration, deadline: &Deadline) -> Result<JobRun> {
         let (known, asked) = (Asked::find(NAME)?, asked(&self.app));
-        let (wait, id) = (deadline.within(wait), RecordId::generate());
+        let (wait, id) = (deadline.waiting(wait), RecordId::generate());
         let claim = Claim { run: id.as_str(), name: NAME, holder: self.holder() };
         match self.claimed(claim, Some(&asked), false, (&wait, deadline)).await? {
             Ok(run) => {

@@ -129,7 +129,7 @@ impl Jobs {
         if dry_run && !job.has_dry_run {
             return Err(Error::invalid("dry_run", format!("must be false: the job {name} has no dry run")));
         }
-        let wait = deadline.within(wait);
+        let wait = deadline.waiting(wait);
         let id = RecordId::generate();
         let claim = Claim { run: id.as_str(), name: job.name, holder: &self.holder };
         let claimed = self.claimed(claim, None, dry_run, (&wait, deadline)).await?;

@@ -22,6 +22,6 @@ pub use kek::{Kek, KekError, Keks};
 pub use person::{Keyring, Person, Subject, refused};
 pub use register::Daemon;
 pub use seal::{DataKey, Place};
-pub use signing::{SigningKey, SigningKeyError, verifies};
+pub use signing::{Signers, SigningKey, SigningKeyError, verifies};
 pub use start::{Listed, StartError};
 pub use usage::{Usage, usage};

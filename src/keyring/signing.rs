@@ -67,6 +67,35 @@ impl SigningKey {
     }
 }
 
+/// The keys of a deployment.
+#[derive(Debug, Default)]
+pub struct Signers {
+    keys: Vec<SigningKey>,
+    lost: Vec<Vec<u8>>,
+}
+
+impl Signers {
+    /// Keys, of which the first signs, and the public halves of those that are lost.
+    pub fn new(keys: Vec<SigningKey>, lost: Vec<Vec<u8>>) -> Self {
+        Self { keys, lost }
+    }
+
+    /// Those that can sign.
+    pub fn keys(&self) -> &[SigningKey] {
+        &self.keys
+    }
+
+    /// The public halves of those that are lost.
+    pub fn lost(&self) -> &[Vec<u8>] {
+        &self.lost
+    }
+
+    /// The public halves of all.
+    pub fn public(&self) -> impl Iterator<Item = &[u8]> {
+        self.keys.iter().map(SigningKey::public).chain(self.lost.iter().map(Vec::as_slice))
+    }
+}
+
 /// Whether this is the key's signature over these bytes.
 pub fn verifies(public: &[u8], message: &[u8], signature: &[u8]) -> bool {
     UnparsedPublicKey::new(&ED25519, public).verify(message, signature).is_ok()

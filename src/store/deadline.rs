@@ -6,6 +6,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+/// What is left for the answer, and its entry in the log, when a call stops waiting for something; at the most.
+const ANSWER: Duration = Duration::from_secs(1);
+
 /// The end of a call: a moment, or the end of the daemon's patience, whichever comes first.
 #[derive(Clone, Debug)]
 pub struct Deadline {
@@ -29,6 +32,13 @@ impl Deadline {
     pub fn within(&self, length: Duration) -> Self {
         let sooner = Self::after(length, self.cut.clone());
         if sooner.at < self.at { sooner } else { self.clone() }
+    }
+
+    /// The end of a wait that a caller asked for: so long from now, and early enough that the call can still be answered.
+    pub fn waiting(&self, length: Duration) -> Self {
+        let left = self.left();
+        let answer = left.checked_div(10).unwrap_or_default().min(ANSWER);
+        self.within(length.min(left.saturating_sub(answer)))
     }
 
     /// Waits for the work, or for the deadline; work that is ready in time wins.

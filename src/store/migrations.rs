@@ -36,6 +36,9 @@ pub enum MigrateError {
         "the role {APP_ROLE} does not exist; make it with `CREATE ROLE {APP_ROLE} LOGIN`, or run `sidekeep setup`"
     )]
     NoRole,
+    /// What is there is no database to migrate.
+    #[error("{0}")]
+    Half(String),
     /// A migration failed, and was rolled back.
     #[error("migration: {0}")]
     Migration(Box<dyn std::error::Error + Send + Sync>),
@@ -59,7 +62,7 @@ pub enum Schema {
         /// The oldest version that may serve.
         min_daemon: String,
     },
-    /// It is not open to daemons: a restore into this database was broken off, or is still running.
+    /// It is not whole, or not open to daemons: a restore into this database was broken off, or is still running.
     Shut,
 }
 
@@ -69,7 +72,7 @@ impl Schema {
         match self {
             Self::Fits => None,
             Self::Shut => Some(format!(
-                "the schema sidekeep is not open to the role {APP_ROLE}: a restore into this database is still running, or was broken \
+                "the schema sidekeep is not whole, or not open to the role {APP_ROLE}: a restore into this database is still running, or was broken \
                  off, and what it has left is worth nothing; then DROP SCHEMA sidekeep CASCADE, and begin anew"
             )),
             Self::Older { pending } => Some(format!(
@@ -106,6 +109,9 @@ pub async fn apply(
     session.pg.batch_execute(LOCK).await?;
     if !role_exists(&mut session.pg).await? {
         return Err(MigrateError::NoRole);
+    }
+    if is_half(&mut session.pg).await? {
+        return Err(MigrateError::Half(Schema::Shut.advice().unwrap_or_default()));
     }
     session
         .pg
@@ -198,9 +204,18 @@ async fn role_exists(connection: &mut Connection) -> Result<bool, diesel::result
 const SHUT: &str = "SELECT EXISTS (SELECT FROM pg_namespace n JOIN pg_roles r ON r.rolname = $1 \
     WHERE n.nspname = 'sidekeep' AND NOT has_schema_privilege(r.oid, n.oid, 'USAGE')) AS exists";
 
+/// Whether there are tables that no migration has made: those of a restore that was killed before it shut the schema.
+async fn is_half(connection: &mut Connection) -> Result<bool, diesel::result::Error> {
+    const TABLES: &str = "SELECT to_regclass('sidekeep.deployment') IS NOT NULL \
+        AND to_regclass('sidekeep.__diesel_schema_migrations') IS NOT NULL AS exists";
+    const NONE: &str = "SELECT NOT EXISTS (SELECT FROM sidekeep.__diesel_schema_migrations) AS exists";
+    let tables: Exists = diesel::sql_query(TABLES).get_result(connection).await?;
+    Ok(tables.exists && diesel::sql_query(NONE).get_result::<Exists>(connection).await?.exists)
+}
+
 async fn examine(connection: &mut Connection) -> Result<Schema, diesel::result::Error> {
     let shut: Exists = diesel::sql_query(SHUT).bind::<Text, _>(APP_ROLE).get_result(connection).await?;
-    if shut.exists {
+    if shut.exists || is_half(connection).await? {
         return Ok(Schema::Shut);
     }
     let made: Exists =

@@ -215,6 +215,42 @@ fn an_object_goes_only_where_its_manifest_is_and_what_cannot_be_read_may_name_wh
     assert_intact(&daemon, &world.sql("SELECT max(size) FROM audit_dropped"));
 }
 
+#[test]
+fn a_hold_is_placed_before_an_object_goes_or_after_and_never_while_it_does() {
+    let past = Past::new();
+    let world = &past.world;
+    past.live(62, 700);
+    past.cluster.set_clock(0);
+    let (store, gate) = Store::s3().gated();
+    let quiet = format!("{QUIET}{}", past.config(&store, "1d"));
+    let mut removing = world.start_with(&quiet);
+    archived(&removing);
+    Past::confirm(&removing);
+    let other = world.start_with("limits.call_timeout = \"1s\"\njobs.enabled = false\n");
+    let hold = json!({ "user_id": "u", "reason": "a claim" });
+
+    // The deletion is on its way.
+    gate.set(Passage::MuteAt("?delete"));
+    removing.ok("job.run", json!({ "name": "retention", "wait": "0s" }));
+    wait_for("the deletion", || (gate.muted() > 0).then_some(()));
+    let refused = other.client().err("subject.hold", hold.clone());
+    assert_eq!(refused.kind(), "unavailable", "{refused:?}");
+    assert_eq!(world.sql("SELECT count(*) FROM legal_holds"), "0");
+    // Whoever deletes is gone, and did not.
+    removing.signal(Signal::SIGKILL);
+    removing.wait();
+    wait_for("the hold", || other.client().call("subject.hold", hold.clone()).ok());
+    gate.set(Passage::Open);
+    other.stop();
+    let daemon = world.start_with(&past.config(&store, "1d"));
+    world.sql("UPDATE job_runs SET heartbeat_at = now() - interval '1 minute' WHERE state = 'running'");
+    wait_for("the end of the run", || {
+        (world.sql("SELECT count(*) FROM job_runs WHERE state = 'running'") == "0").then_some(())
+    });
+    assert_eq!(names(&store, ".jsonl.zst").len(), 1);
+    assert_eq!(told(world, &daemon), ("0".into(), 0));
+}
+
 /// Where the daemon that removes an object is stopped.
 enum Step {
     /// Its request with this in its first line is never answered.

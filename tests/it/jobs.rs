@@ -185,6 +185,22 @@ fn a_job_does_not_overlap_itself() {
 }
 
 #[test]
+fn a_wait_as_long_as_a_call_may_take_is_answered_in_time() {
+    let world = World::new();
+    let held = Held::back(&world);
+    let daemons = [(); 2].map(|()| world.start_with("limits.call_timeout = \"2s\"\n"));
+    let wait = json!({ "name": "partitions", "wait": "1m" });
+    let running = daemons[0].ok("job.run", wait.clone());
+    assert_eq!(running["state"], "running", "{running}");
+    for daemon in &daemons {
+        let busy = daemon.client().err("job.run", wait.clone());
+        assert!(busy.message.contains(running["run"].as_str().unwrap()), "{busy:?}");
+        assert_eq!(busy.kind(), "conflict", "{busy:?}");
+    }
+    drop(held);
+}
+
+#[test]
 fn job_run_waits_answers_and_goes_on_without_its_caller() {
     let world = World::new();
     let daemon = world.start();

@@ -356,7 +356,7 @@ fn another_signing_key_is_entered_signed_by_both() {
             labels.as_object().unwrap().iter().map(|(k, v)| (k.clone(), v.as_str().unwrap().to_owned())),
         )
     };
-    assert!(succession::read("sidekeep/test", &read(labels)).is_some());
+    assert!(!succession::read("sidekeep/test", &read(labels)).unwrap().declared);
     append(&daemon, 1);
     assert_eq!(checkpoint(&daemon)["state"], "ok");
     assert_eq!(world.sql("SELECT count(*) FROM audit_logs WHERE action = 'log.signing_key'"), "1");
@@ -387,4 +387,64 @@ fn another_signing_key_is_entered_signed_by_both() {
     let run = checkpoint(&daemon);
     assert!(run["error"].as_str().unwrap().contains("name it behind the new one"), "{run}");
     assert_eq!(world.sql("SELECT count(*) FROM audit_logs WHERE action = 'log.signing_key'"), "0");
+}
+
+#[test]
+fn a_signing_key_that_is_lost_is_followed_by_one_that_declares_it() {
+    let world = World::new();
+    let kept = format!("file://{}", world.path("kept").display());
+    let shared = format!("{}keyring.backup = {kept:?}\n", publishing(&world));
+    let daemon = world.start_with(&shared);
+    append(&daemon, 2);
+    checkpoint(&daemon);
+    daemon.ok("consent.record", json!({ "user_id": "u", "consent_type": "t", "granted": true }));
+    let certificate = daemon.ok("subject.erase", json!({ "user_id": "u", "reason": "request" }));
+    assert_eq!(daemon.ok("job.run", json!({ "name": "keyring_backup" }))["state"], "ok");
+    let lost = keys(&daemon).remove(0).encode();
+    daemon.stop();
+    std::fs::remove_file(world.path("signing")).unwrap();
+
+    // A new key alone does not get far, and is told what is missing.
+    let new = world.add_signing_key("signing-2");
+    let alone = format!("{shared}signing.key_files = [{new:?}]\n");
+    let daemon = world.start_with(&alone);
+    append(&daemon, 1);
+    let run = checkpoint(&daemon);
+    assert!(run["error"].as_str().unwrap().contains("signing.lost_keys"), "{run}");
+    // What it has signed names its public half.
+    let document = world.path("certificate.json");
+    std::fs::write(&document, certificate.to_string()).unwrap();
+    let config = daemon.config.to_str().unwrap();
+    let said = sidekeep(&["--config", config, "signing", "public-key", "--of", document.to_str().unwrap()]);
+    assert_eq!(String::from_utf8(said.stdout).unwrap().trim(), lost);
+    daemon.stop();
+
+    let daemon = world.start_with(&format!("{alone}signing.lost_keys = [{lost:?}]\n"));
+    append(&daemon, 1);
+    for job in ["checkpoint", "keyring_backup"] {
+        let run = daemon.ok("job.run", json!({ "name": job }));
+        assert_eq!(run["state"], "ok", "{run}");
+    }
+    let told = daemon.ok("audit.query", json!({ "action": "log.signing_key" }))["items"].clone();
+    let labels = told[0]["labels"].as_object().unwrap();
+    let read = Labels::of(labels.iter().map(|(k, v)| (k.clone(), v.as_str().unwrap().to_owned())));
+    let change = succession::read("sidekeep/test", &read).unwrap();
+    assert!(change.declared && change.old.encode() == lost && change.new == keys(&daemon)[0], "{change:?}");
+    append(&daemon, 1);
+    assert_eq!(checkpoint(&daemon)["state"], "ok");
+    assert_eq!(verify(&daemon)["verdict"], "intact");
+    daemon.stop();
+
+    // Without its public half nothing of before verifies: no entry leads to a key that has not signed it.
+    let daemon = world.start_with(&format!("jobs.enabled = false\nsigning.key_files = [{new:?}]\n"));
+    assert_eq!(verify(&daemon)["verdict"], "broken");
+    daemon.stop();
+
+    for (wrong, code) in [("sidekeep/other+", 78), ("nonsense+", 78)] {
+        let key = lost.replace("sidekeep/test+", wrong);
+        let wrong = world.configure(&format!("{alone}signing.lost_keys = [{key:?}]\n")).0;
+        let served = sidekeep(&["--config", wrong.to_str().unwrap(), "serve"]);
+        assert_eq!(served.status.code(), Some(code), "{served:?}");
+        assert!(String::from_utf8_lossy(&served.stderr).contains("lost_keys"), "{served:?}");
+    }
 }

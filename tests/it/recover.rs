@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::gap::Backup;
 use crate::publication::{checkpoint, published};
-use crate::support::kept::{keyring_backup, people};
+use crate::support::kept::{directory, keyring_backup, people};
 use crate::support::{Cluster, Daemon, Fault, Proxy, World, sidekeep, sql, wait_for};
 
 /// Nothing is entered for reads, so that nothing but the keyring's backup keeps them back.
@@ -173,6 +173,80 @@ fn a_physical_copy_from_before_an_erasure_serves_nothing_before_it_was_recovered
     let (code, told, _) = command(&daemon.config, &["--accept-gap"]);
     assert_eq!((code, &told["keyring"]["behind"]), (Some(0), &json!(false)), "{told}");
     daemon.assert_well();
+}
+
+#[test]
+fn whoever_was_erased_and_came_back_since_has_a_key_again() {
+    let cluster = Cluster::own(&[]);
+    let world = World::on(&cluster);
+    let more = config(&world);
+    let daemon = world.start_with(&more);
+    let users: Vec<String> = (0..20).map(|number| format!("user-{number:02}")).collect();
+    let set = |daemon: &Daemon| {
+        for user in &users {
+            daemon.ok("preferences.set", json!({ "user_id": user, "preferences": {} }));
+        }
+    };
+    set(&daemon);
+    checkpoint(&daemon);
+    back_up(&daemon);
+    daemon.stop();
+    let before = Backup::take(&cluster);
+    let daemon = world.start_with(&more);
+    for user in &users {
+        daemon.ok("subject.erase", json!({ "user_id": user, "reason": "request" }));
+    }
+    // Under other numbers, and so in other shards: before the old ones, or behind them.
+    set(&daemon);
+    checkpoint(&daemon);
+    back_up(&daemon);
+    let numbers = "SELECT string_agg(subject_id::text, ',' ORDER BY subject_id) FROM subjects";
+    let now = world.sql(numbers);
+    daemon.stop();
+    before.restore();
+
+    let daemon = shut(&world, &more);
+    let (code, told, said) = command(&daemon.config, &["--accept-gap"]);
+    assert_eq!((code, &told["keyring"]["erased_again"]), (Some(0), &json!(20)), "{told} {said}");
+    assert_eq!(world.sql(numbers), now);
+    assert_eq!(people(&world), users);
+}
+
+#[test]
+fn a_backup_that_is_not_mounted_is_not_taken_for_one_that_tells_of_nobody() {
+    let cluster = Cluster::own(&[]);
+    let world = World::on(&cluster);
+    let more = config(&world);
+    let daemon = world.start_with(&more);
+    fill(&daemon);
+    daemon.stop();
+    let before = Backup::take(&cluster);
+    let daemon = world.start_with(&more);
+    go_on(&world, &daemon);
+    daemon.stop();
+    before.restore();
+    let (mounted, elsewhere) = (directory(&world), world.path("elsewhere"));
+    std::fs::rename(&mounted, &elsewhere).unwrap();
+
+    // Not to be written anew meanwhile.
+    let daemon = shut(&world, &format!("{more}jobs.enabled = false\n"));
+    let check = wait_for("the comparison", || {
+        let check = daemon.ok("system.health", json!({}))["checks"]["keyring_backup"].clone();
+        (check["status"] == "degraded").then_some(check)
+    });
+    assert!(check["message"].as_str().unwrap().contains("mount the destination"), "{check}");
+    let (code, told, said) = command(&daemon.config, &["--accept-gap"]);
+    assert!(code == Some(1) && said.contains("mount the destination"), "{told} {said}");
+    assert_eq!(world.sql("SELECT count(*) FROM audit_streams WHERE closed_at IS NOT NULL"), "0");
+
+    let _ = std::fs::remove_dir_all(&mounted);
+    std::fs::rename(&elsewhere, &mounted).unwrap();
+    wait_for("the comparison", || {
+        let refused = daemon.client().call("profile.get", json!({ "user_id": "bob" })).err()?;
+        refused.message.contains("recover --accept-gap").then_some(())
+    });
+    let (code, told, said) = command(&daemon.config, &["--accept-gap"]);
+    assert_eq!((code, &told["keyring"]["erased_again"]), (Some(0), &json!(1)), "{told} {said}");
 }
 
 #[test]

@@ -41,8 +41,11 @@ fn owner(world: &World) -> String {
     let file = world.path("owner-url");
     std::fs::write(&file, &world.owner_url).unwrap();
     std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
-    // What is lost publishes nothing more while it is restored.
-    format!("audit.streams = 1\njobs.checkpoint.enabled = false\ndatabase.direct_url_file = {file:?}\n")
+    // What is lost publishes nothing more while it is restored, nor mends its keyring's backup when a minute is over.
+    format!(
+        "audit.streams = 1\njobs.checkpoint.enabled = false\njobs.keyring_backup.schedule = \"0 0 1 1 *\"\n\
+         database.direct_url_file = {file:?}\n"
+    )
 }
 
 pub fn run(daemon: &Daemon, job: &str) -> Value {
@@ -95,8 +98,9 @@ impl Dumped {
         self.backed_up();
     }
 
-    /// Waits until the keyring's backup has every erasure.
+    /// Waits until the keyring's backup has every erasure, and everybody.
     fn backed_up(&self) {
+        run(&self.daemon, "keyring_backup");
         let late = "SELECT count(*) FROM keyring_shards WHERE raised_at IS NOT NULL";
         wait_for("the keyring's backup", || (self.world.sql(late) == "0").then_some(()));
         let behind = "SELECT generation > stored FROM keyring_backups";
@@ -272,16 +276,59 @@ fn a_target_that_is_not_empty_is_refused_and_so_is_one_half_restored() {
     let half =
         format!("database.url = {:?}\ndatabase.migrate_url_file = {file:?}\n", cluster.app_url(&database));
     let (config, _) = dumped.world.configure(&(config(&dumped.world) + &half));
-    for command in
-        [&["serve"][..], &["verify", "--full"], &["recover"], &["migrate"], &["migrate", "--check"]]
-    {
-        let done = sidekeep(&[&["--config", config.to_str().unwrap()], command].concat());
-        let said = String::from_utf8_lossy(&done.stderr).into_owned();
-        assert!(done.status.code() == Some(1) && said.contains("was broken off"), "{command:?}: {said}");
-    }
+    let all = || {
+        for command in
+            [&["serve"][..], &["verify", "--full"], &["recover"], &["migrate"], &["migrate", "--check"]]
+        {
+            let done = sidekeep(&[&["--config", config.to_str().unwrap()], command].concat());
+            let said = String::from_utf8_lossy(&done.stderr).into_owned();
+            assert!(done.status.code() == Some(1) && said.contains("was broken off"), "{command:?}: {said}");
+        }
+    };
+    all();
+    // As it is between the making of the tables and the shutting of the schema.
+    sql(&into, "TRUNCATE sidekeep.__diesel_schema_migrations");
+    sql(&into, "GRANT USAGE ON SCHEMA sidekeep TO sidekeep_app");
+    all();
     sql(&into, "DROP SCHEMA sidekeep CASCADE");
     let done = dumped.restore(&into, &[]);
     assert_eq!(done.code, Some(0), "{done:?}");
+}
+
+#[test]
+fn of_two_with_one_user_id_the_one_before_was_erased() {
+    let dumped = Dumped::new();
+    let world = &dumped.world;
+    dumped.backed_up();
+    let kept = [shard_of(world, "bob"), directory(world).join("manifest.json")];
+    let before = kept.each_ref().map(|path| std::fs::read(path).unwrap());
+    // Again and under another number, in another shard.
+    while shard_of(world, "bob") == kept[0] {
+        dumped.daemon.ok("subject.erase", json!({ "user_id": "bob", "reason": "request" }));
+        dumped.daemon.ok("preferences.set", json!({ "user_id": "bob", "preferences": {} }));
+    }
+    checkpoint(&dumped.daemon);
+    dumped.backed_up();
+    // Cut off when the shard with the new key was written, and that with the erasure not yet.
+    for (path, bytes) in kept.iter().zip(&before) {
+        std::fs::write(path, bytes).unwrap();
+    }
+    let into = dumped.empty();
+    let refused = dumped.restore(&into, &[]);
+    assert!(
+        refused.said.contains("1 person(s) of the dump have neither a key nor a tombstone"),
+        "{refused:?}"
+    );
+    sql(&into, "DROP SCHEMA sidekeep CASCADE");
+    let done = dumped.restore(&into, &["--accept-lost", "1"]);
+    // That the person was erased no entry says.
+    assert_eq!(done.told["log"]["breaks"].as_array().unwrap().len(), 1, "{done:?}");
+    let users = "SELECT string_agg(user_id, ',' ORDER BY user_id) FROM subjects";
+    assert_eq!(sql(&into, users), "ada,bob,eve");
+    assert_eq!(
+        sql(&into, "SELECT string_agg(id, ',' ORDER BY id) FROM conversations"),
+        "talk-ada-1,talk-eve-1"
+    );
 }
 
 /// The shards that are there.

@@ -53,6 +53,7 @@ pub struct Publication {
     trust: Trust,
     place: Option<Place>,
     on_gap: OnGap,
+    signs: bool,
     turn: Mutex<()>,
     state: watch::Sender<State>,
     wanted: Notify,
@@ -101,6 +102,7 @@ impl Publication {
             trust: Trust { origin: origin(keyring.deployment()), keys },
             state: watch::Sender::new(State { standing, ..State::default() }),
             on_gap: config.audit.on_gap,
+            signs: !config.signing.key_files.is_empty(),
             turn: Mutex::new(()),
             wanted: Notify::new(),
             store,
@@ -213,7 +215,7 @@ impl Publication {
     }
 
     fn declares(&self, missing: &Missing) -> bool {
-        !self.trust.keys.is_empty() && (missing.gaps.is_empty() || self.on_gap == OnGap::Record)
+        self.signs && (missing.gaps.is_empty() || self.on_gap == OnGap::Record)
     }
 
     fn tell(&self, gaps: &[Gap], entries: usize) {

@@ -88,7 +88,7 @@ impl Object {
         let checkpoint = note::read(&document.checkpoint, &trust.origin)
             .ok_or("it is not of this deployment, or holds no note")?;
         if !trust.keys.is_empty() && note::open(&document.checkpoint, &trust.keys).is_none() {
-            return Err("none of signing.key_files has signed it");
+            return Err("none of signing.key_files or signing.lost_keys has signed it");
         }
         let heads: Option<Vec<Head>> = document.heads.iter().map(|head| Head::read(head)).collect();
         let heads = heads.ok_or("it holds a head that is none")?;

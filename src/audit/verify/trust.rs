@@ -1,5 +1,5 @@
 //! Whose signatures count: those of the configuration's keys, and those of the keys that they followed, as entries of the log
-//! say that both have signed. Signs nothing.
+//! say that both have signed; that of a key that is lost up to where its loss was declared. Signs nothing.
 
 use diesel::prelude::{ExpressionMethods, QueryDsl};
 use diesel_async::RunQueryDsl;
@@ -25,7 +25,9 @@ impl Trust {
         let deployment = log.keyring.deployment();
         let origin = note::origin(deployment);
         let mut keys: Vec<_> =
-            log.signers.iter().map(|key| (VerifierKey::new(deployment, key.public()), u64::MAX)).collect();
+            log.signers.public().map(|key| (VerifierKey::new(deployment, key), u64::MAX)).collect();
+        let lost = log.signers.lost().iter().map(|key| VerifierKey::new(deployment, key));
+        let lost: Vec<_> = lost.collect();
         let mut known = 0;
         while let Some(new) = keys.get(known..).filter(|new| !new.is_empty() && known < KEYS) {
             let ids: Vec<String> = new.iter().map(|(key, _)| key.id_hex()).collect();
@@ -34,8 +36,11 @@ impl Trust {
                 let Some(change) = succession::read(&origin, &labels) else { continue };
                 let Some((_, until)) = keys.iter().find(|(key, _)| *key == change.new) else { continue };
                 let until = change.size.min(*until);
-                if !keys.iter().any(|(key, _)| *key == change.old) {
-                    keys.push((change.old, until));
+                match keys.iter_mut().find(|(key, _)| *key == change.old) {
+                    // Whoever finds a key that was lost signs nothing with it.
+                    Some((key, trusted)) if lost.contains(key) => *trusted = until.min(*trusted),
+                    None if !change.declared => keys.push((change.old, until)),
+                    _ => {}
                 }
             }
         }

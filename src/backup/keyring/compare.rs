@@ -5,11 +5,11 @@
 use std::time::Duration;
 
 use diesel::QueryableByName;
-use diesel::sql_types::{Array, Int8, Text};
+use diesel::sql_types::{Array, Bool, Int8, Text};
 use diesel_async::RunQueryDsl;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 
-use super::kept::{LARGEST, MANIFEST, SHARDS_FOLDER, shard_name};
+use super::kept::{self, LARGEST, MANIFEST, SHARDS_FOLDER, shard_name};
 use super::manifest::{self, Manifest};
 use super::standing::Standing;
 use crate::config::Config;
@@ -19,7 +19,7 @@ use crate::keyring::shard::{self, Header};
 use crate::objects::{Objects, Trouble};
 use crate::records::Records;
 use crate::store::watch::SERVER_RUN;
-use crate::store::{Connection, Deadline};
+use crate::store::{Connection, Deadline, Store};
 
 /// How long reading the backup may take: nobody is answered meanwhile.
 const READING: Duration = Duration::from_secs(10);
@@ -34,6 +34,14 @@ const LATER: &str = "SELECT o.object FROM unnest($1::text[], $2::text[], $3::big
     OR o.generation > coalesce((SELECT k.generation FROM sidekeep.keyring_shards k \
         WHERE o.object = 'shards/' || lpad(to_hex(k.shard::int), 2, '0')), \
         (SELECT b.generation FROM sidekeep.keyring_backups b))";
+
+/// Whether this database has stored a manifest at this destination.
+const STORED: &str =
+    "SELECT EXISTS (SELECT FROM sidekeep.keyring_backups WHERE stored > 0 AND destination = $1) AS known";
+/// What is said where it is not there any more.
+const MISSING: &str = "manifest.json is not there, though this database has stored one: mount the destination, or put its objects \
+    back. Where they are lost for good the job keyring_backup writes them anew, and nobody knows who was erased since a copy of the \
+    database was made";
 
 /// An object of the backup, as its own words describe it.
 #[derive(Clone, Debug)]
@@ -57,6 +65,12 @@ impl Told {
 struct Later {
     #[diesel(sql_type = Text)]
     object: String,
+}
+
+#[derive(QueryableByName)]
+struct Stored {
+    #[diesel(sql_type = Bool)]
+    known: bool,
 }
 
 #[derive(QueryableByName)]
@@ -93,6 +107,23 @@ pub(super) async fn later(connection: &mut Connection, told: &[Told]) -> Result<
     Ok(rows.into_iter().map(|row| row.object).collect())
 }
 
+/// Refuses a backup of which nothing is there though this database has stored it: a destination that is not mounted looks so.
+///
+/// # Errors
+/// [`Error::Conflict`]; the store's.
+pub async fn refuse_missing(store: &Store, config: &Config, deadline: &Deadline) -> Result<()> {
+    let Some(destination) = &config.keyring.backup else { return Ok(()) };
+    let objects = Objects::open(destination, config).map_err(|trouble| kept::away(&trouble))?;
+    let known = store.single(deadline, "keyring_backup.stored", async |connection| {
+        stored(connection, objects.url()).await
+    });
+    if known.await? { Err(Error::conflict(format!("keyring.backup: {MISSING}"))) } else { Ok(()) }
+}
+
+async fn stored(connection: &mut Connection, url: &str) -> Result<bool> {
+    Ok(diesel::sql_query(STORED).bind::<Text, _>(url).get_result::<Stored>(connection).await?.known)
+}
+
 /// Compares. Answers also which run of the server was compared.
 ///
 /// # Errors
@@ -114,11 +145,18 @@ pub(super) async fn compare(
     let looked = records.store().snapshot(deadline, "keyring_backup.compare", async |connection| {
         let run: Run = diesel::sql_query(SERVER_RUN).get_result(connection).await?;
         let later = if told.is_empty() { Vec::new() } else { later(connection, told).await? };
-        Ok((run.run, later))
+        let missing = match &read {
+            Ok((backup, told)) if !told.iter().any(|told| told.object == MANIFEST) => {
+                stored(connection, backup.objects.url()).await?
+            }
+            _ => false,
+        };
+        Ok((run.run, later, missing))
     });
-    let (run, later) = looked.await?;
+    let (run, later, missing) = looked.await?;
     let standing = match &read {
         Err(why) => Standing::Away(why.clone()),
+        Ok(_) if later.is_empty() && missing => Standing::Away(MISSING.to_owned()),
         Ok(_) if later.is_empty() => Standing::Whole,
         Ok((backup, _)) => backup.prove(&later).await,
     };

@@ -15,7 +15,7 @@ mod shard;
 mod standing;
 mod state;
 
-pub use compare::behind;
+pub use compare::{behind, refuse_missing};
 pub use content::{Line, Lines};
 pub use kept::{LARGEST, MANIFEST, shard_name};
 pub use lateness::Lateness;

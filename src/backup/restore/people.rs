@@ -23,6 +23,9 @@ pub(super) struct Sorted {
 impl Ready<'_> {
     /// Puts the persons of the keyring's backup into their table.
     pub(super) async fn bring_people(&self, ring: &Ring, deadline: &Deadline) -> Result<()> {
+        // A user id was free again only once its person was erased, though the backup was cut off before it could tell.
+        const ERASED: &str = "DELETE FROM sidekeep.subjects s USING sidekeep.subjects n \
+            WHERE n.user_id = s.user_id AND (n.created_at, n.subject_id) > (s.created_at, s.subject_id)";
         for number in 0..SHARDS {
             let Some((_, plain)) = ring.shard(number).await? else { continue };
             let mut lines = Lines::of(&plain)?;
@@ -38,6 +41,7 @@ impl Ready<'_> {
                 }
             }
         }
+        self.owned().rows(ERASED, &[], deadline).await?;
         Ok(())
     }
 
