@@ -2,6 +2,7 @@
 //! database where that was, and looks for a file that is left with the first dump. Knows nothing of dumps.
 
 use std::path::Path;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -18,14 +19,31 @@ pub const MARK: &str = "sidekeep-dumps";
 /// What is in it, for whoever finds it.
 const TEXT: &[u8] = b"Dumps of sidekeep are kept in this directory. While this file is not here sidekeep makes none: it takes the directory for one \
 that is not mounted.\n";
+/// How long the database is asked by whoever can do without it.
+const AT_MOST: Duration = Duration::from_secs(1);
 
 /// Fails where the last dump was made to this destination, and it is a directory that lacks the file. Makes nothing.
 ///
 /// # Errors
 /// [`Error::Unavailable`], with what to do; the store's.
 pub async fn stands(store: &Store, config: &Config, deadline: &Deadline) -> Result<()> {
-    let Some(destination @ Destination::Directory(path)) = &config.backup.destination else { return Ok(()) };
     let before = policy::destination(store, deadline).await?;
+    is_there(config, before, deadline).await
+}
+
+/// As [`stands`], for whoever only reads there: where the database is away that is no reason to refuse.
+///
+/// # Errors
+/// [`Error::Unavailable`], with what to do.
+pub async fn may_stand(store: &Store, config: &Config, deadline: &Deadline) -> Result<()> {
+    match policy::destination(store, &deadline.within(AT_MOST)).await {
+        Ok(before) => is_there(config, before, deadline).await,
+        Err(_) => Ok(()),
+    }
+}
+
+async fn is_there(config: &Config, before: Option<String>, deadline: &Deadline) -> Result<()> {
+    let Some(destination @ Destination::Directory(path)) = &config.backup.destination else { return Ok(()) };
     if before.as_deref() != Some(destination.to_string().as_str()) {
         return Ok(());
     }
@@ -48,7 +66,8 @@ pub fn lost(path: &Path) -> (String, String) {
     (
         format!("{path} is not where the dumps before are: there is no file {MARK} in it"),
         format!(
-            "mount it; or where those dumps are lost, or came there without that file, let dumps go there from now on: touch {}",
+            "mount it; or where those dumps are lost, or came there without that file, let dumps go there from now on, as the \
+             daemon's user: mkdir -p {path} && touch {}",
             file.display()
         ),
     )

@@ -450,6 +450,8 @@ fn a_directory_that_is_not_mounted_takes_no_dump() {
                 "{why}"
             );
         }
+        let refused = daemon.client().err("backup.list", json!({}));
+        assert!(refused.kind() == "unavailable" && refused.message.contains("sidekeep-dumps"), "{refused:?}");
         let ran = look(&daemon.config);
         ran.assert_fails("destination.backup", "is not where the dumps before are", "touch ");
     };

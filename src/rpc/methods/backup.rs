@@ -1,6 +1,7 @@
 //! `backup.*`.
 
 use super::{About, Methods, error};
+use crate::backup::place;
 use crate::backup::shelf::{List, Shelf};
 use crate::error::Error;
 use crate::values::Page;
@@ -21,6 +22,8 @@ pub(super) fn add(methods: &mut Methods) {
             )
         },
         |call, asked: List| async move {
+            // A directory that is not mounted looks as if there were none.
+            place::may_stand(call.app.records.store(), &call.app.config, &call.by.deadline).await?;
             let Some(shelf) = Shelf::open(&call.app.config, call.app.records.log().public_keys())? else {
                 return Ok(Page::empty());
             };
