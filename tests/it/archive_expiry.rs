@@ -115,16 +115,22 @@ fn past_their_period_objects_go_with_their_months_and_manifests_stay_unless_some
     assert_eq!((code, &report["breaks"][0]["what"]), (Some(1), &json!("object")), "{report}");
 }
 
+/// A daemon that has archived a month which is over, and may remove it.
+fn with_an_archive(past: &Past, store: &Store) -> Daemon {
+    past.live(62, 700);
+    past.cluster.set_clock(0);
+    let daemon = past.world.start_with(&format!("{QUIET}{}", past.config(store, "1d")));
+    archived(&daemon);
+    Past::confirm(&daemon);
+    daemon
+}
+
 #[test]
 fn an_archive_that_is_away_keeps_nothing_else_and_nothing_of_it_is_said_to_be_gone() {
     let past = Past::new();
     let world = &past.world;
-    past.live(62, 700);
-    past.cluster.set_clock(0);
     let (store, gate) = Store::s3().gated();
-    let daemon = world.start_with(&format!("{QUIET}{}", past.config(&store, "1d")));
-    archived(&daemon);
-    Past::confirm(&daemon);
+    let daemon = with_an_archive(&past, &store);
     let mut due = 0;
     // Refusing, read-only, full.
     for passage in [Passage::Refused, Passage::NoWrites(403), Passage::NoWrites(507)] {
@@ -158,12 +164,8 @@ fn an_archive_that_is_away_keeps_nothing_else_and_nothing_of_it_is_said_to_be_go
 fn an_object_goes_only_where_its_manifest_is_and_what_cannot_be_read_may_name_who_is_held() {
     let past = Past::new();
     let world = &past.world;
-    past.live(62, 700);
-    past.cluster.set_clock(0);
     let store = Store::directory();
-    let daemon = world.start_with(&format!("{QUIET}{}", past.config(&store, "1d")));
-    archived(&daemon);
-    Past::confirm(&daemon);
+    let daemon = with_an_archive(&past, &store);
     let file = |column: &str| {
         let url = world.sql(&format!("SELECT {column} FROM audit_archives"));
         PathBuf::from(url.strip_prefix("file://").unwrap())
@@ -219,13 +221,8 @@ fn an_object_goes_only_where_its_manifest_is_and_what_cannot_be_read_may_name_wh
 fn a_hold_is_placed_before_an_object_goes_or_after_and_never_while_it_does() {
     let past = Past::new();
     let world = &past.world;
-    past.live(62, 700);
-    past.cluster.set_clock(0);
     let (store, gate) = Store::s3().gated();
-    let quiet = format!("{QUIET}{}", past.config(&store, "1d"));
-    let mut removing = world.start_with(&quiet);
-    archived(&removing);
-    Past::confirm(&removing);
+    let mut removing = with_an_archive(&past, &store);
     let other = world.start_with("limits.call_timeout = \"1s\"\njobs.enabled = false\n");
     let hold = json!({ "user_id": "u", "reason": "a claim" });
 
@@ -265,13 +262,9 @@ enum Step {
 fn a_daemon_that_is_killed_while_an_object_goes_is_gone_on_with_and_it_is_counted_once() {
     let past = Past::new();
     let world = &past.world;
-    past.live(62, 700);
-    past.cluster.set_clock(0);
     let (store, gate) = Store::s3().gated();
     let quiet = format!("{QUIET}{}", past.config(&store, "1d"));
-    let daemon = world.start_with(&quiet);
-    archived(&daemon);
-    Past::confirm(&daemon);
+    let daemon = with_an_archive(&past, &store);
     let hold = daemon.ok("subject.hold", json!({ "user_id": "u", "reason": "a claim" }));
     assert_eq!(run_as_foreseen(&daemon)["archives"], 0, "the month alone");
     daemon.ok("subject.release", json!({ "id": hold["id"], "reason": "settled" }));

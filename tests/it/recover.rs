@@ -124,20 +124,33 @@ fn serves_all_but_bob(world: &World, daemon: &Daemon, owner: &str) {
     wait_for("the next erasure", || (people(world) == ["eve", "zoe"]).then_some(()));
 }
 
+/// A copy of the cluster from before an erasure and whatever else has happened until now. At last something is done with the daemon.
+fn copy_from_before<'c>(
+    cluster: &'c Cluster,
+    world: &World,
+    more: &str,
+    last: impl FnOnce(&Daemon),
+) -> Backup<'c> {
+    let daemon = world.start_with(more);
+    fill(&daemon);
+    daemon.stop();
+    let before = Backup::take(cluster);
+    let daemon = world.start_with(more);
+    go_on(world, &daemon);
+    last(&daemon);
+    daemon.stop();
+    before
+}
+
 #[test]
 fn a_physical_copy_from_before_an_erasure_serves_nothing_before_it_was_recovered() {
     let cluster = Cluster::own(&[]);
     let world = World::on(&cluster);
     let more = config(&world);
-    let daemon = world.start_with(&more);
-    fill(&daemon);
-    daemon.stop();
-    let before = Backup::take(&cluster);
-    let daemon = world.start_with(&more);
-    go_on(&world, &daemon);
-    let (code, told, _) = command(&daemon.config, &[]);
-    assert_eq!((code, &told["keyring"]["behind"]), (Some(0), &json!(false)), "{told}");
-    daemon.stop();
+    let before = copy_from_before(&cluster, &world, &more, |daemon| {
+        let (code, told, _) = command(&daemon.config, &[]);
+        assert_eq!((code, &told["keyring"]["behind"]), (Some(0), &json!(false)), "{told}");
+    });
     before.restore();
 
     let daemon = shut(&world, &more);
@@ -217,14 +230,7 @@ fn a_backup_that_is_not_mounted_is_not_taken_for_one_that_tells_of_nobody() {
     let cluster = Cluster::own(&[]);
     let world = World::on(&cluster);
     let more = config(&world);
-    let daemon = world.start_with(&more);
-    fill(&daemon);
-    daemon.stop();
-    let before = Backup::take(&cluster);
-    let daemon = world.start_with(&more);
-    go_on(&world, &daemon);
-    daemon.stop();
-    before.restore();
+    copy_from_before(&cluster, &world, &more, |_| {}).restore();
     let (mounted, elsewhere) = (directory(&world), world.path("elsewhere"));
     std::fs::rename(&mounted, &elsewhere).unwrap();
 
@@ -306,13 +312,7 @@ fn a_recovery_that_was_killed_serves_nothing_and_is_gone_on_with() {
     let cluster = Cluster::own(&[]);
     let mut world = World::on(&cluster);
     let more = config(&world);
-    let daemon = world.start_with(&more);
-    fill(&daemon);
-    daemon.stop();
-    let before = Backup::take(&cluster);
-    let daemon = world.start_with(&more);
-    go_on(&world, &daemon);
-    daemon.stop();
+    let before = copy_from_before(&cluster, &world, &more, |_| {});
     let direct = world.app_url.clone();
     let (kept_keyring, kept_published) = (world.path("kept-keyring"), world.path("kept-published"));
     let keep = |from: &std::path::Path, to: &std::path::Path| {
