@@ -218,7 +218,7 @@ fn a_missing_month_is_made_and_one_that_cannot_be_is_waited_for() {
 fn staged_by(world: &World, proxy: &Proxy, direct: &str) -> (Daemon, Daemon) {
     let daemon = world.start_with("audit.streams = 1\naudit.access = \"writes\"\njobs.enabled = false\n");
     daemon.ok("preferences.set", json!({ "user_id": "u", "preferences": 0 }));
-    wait_for("the first", || (world.sql("SELECT count(*) FROM audit_staged") == "0").then_some(()));
+    world.drained();
     proxy.fail(Fault::MuteBefore, is_append);
     let mut client = daemon.client();
     for n in 1..=20 {

@@ -424,7 +424,7 @@ fn nothing_acknowledged_is_lost_or_doubled_when_daemons_are_killed() {
     );
     assert!(!acknowledged.is_empty());
     // What the killed ones had staged is taken in by the living.
-    wait_for("the staged", || (world.sql("SELECT count(*) FROM audit_staged") == "0").then_some(()));
+    world.drained();
     assert_eq!(world.sql("SELECT (SELECT count(*) FROM audit_logs WHERE action = 'preferences.set') = (SELECT sum(version) FROM user_preferences)"), "t");
     assert_eq!(verify(&daemon)["verdict"], "intact");
 }

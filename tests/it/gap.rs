@@ -397,9 +397,7 @@ fn a_crash_at_any_step_of_a_declaration_leaves_all_of_it_or_nothing() {
             let daemon = world.start_with(&more);
             wait_state(&daemon, "whole");
             daemon.ok("audit.append", json!({ "action": "a" }));
-            wait_for("what was staged", || {
-                (world.sql("SELECT count(*) FROM audit_staged") == "0").then_some(())
-            });
+            world.drained();
             assert_eq!(world.sql("SELECT count(*) FROM audit_logs WHERE action = 'log.gap'"), "1", "{what}");
             let report = verify(&daemon);
             assert_eq!(

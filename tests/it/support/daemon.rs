@@ -170,6 +170,11 @@ impl World {
     pub fn sql(&self, query: &str) -> String {
         sql(&self.owner_url, query)
     }
+
+    /// Waits until what was staged is in the log, so that no writer has a transaction open for it.
+    pub fn drained(&self) {
+        wait_for("what is staged", || (self.sql("SELECT count(*) FROM audit_staged") == "0").then_some(()));
+    }
 }
 
 /// A running daemon; it is killed with this value.

@@ -84,12 +84,18 @@ impl Proxy {
         self.then_fail(fault, what);
     }
 
+    /// As [`Proxy::fail`], at the COMMIT of a transaction whose last statement has this in it.
+    pub fn fail_commit(&self, fault: Fault, after: &'static str) {
+        self.state.lock().unwrap().traps.clear();
+        self.then_fail_commit(fault, after);
+    }
+
     /// Lets this happen at such a statement after everything that is still to happen.
     pub fn then_fail(&self, fault: Fault, what: impl Fn(&str) -> bool + Send + 'static) {
         self.state.lock().unwrap().traps.push_back(Trap { what: Box::new(what), after: None, fault });
     }
 
-    /// As [`Proxy::then_fail`], at the COMMIT of a transaction whose last statement has this in it.
+    /// As [`Proxy::fail_commit`], after everything that is still to happen.
     pub fn then_fail_commit(&self, fault: Fault, after: &'static str) {
         let what = Box::new(|sql: &str| sql == "COMMIT");
         self.state.lock().unwrap().traps.push_back(Trap { what, after: Some(after), fault });
@@ -107,6 +113,7 @@ impl State {
             |trap: &mut Trap| (trap.what)(statement) && trap.after.is_none_or(|after| last.contains(after));
         let trap = self.traps.pop_front_if(sprung)?;
         self.sprung += 1;
+        eprintln!("{:?} at {statement:?}, after {last:?}", trap.fault);
         Some(trap.fault)
     }
 }
