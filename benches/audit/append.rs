@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use crate::baseline::Baseline;
+use crate::baseline::{Baseline, Commit};
 use crate::cost::{self, Cost};
 use crate::entries;
 use crate::redis::Redis;
@@ -77,9 +77,9 @@ impl Bench<'_> {
         Ok(self.copies.add(answers.rate(), cost))
     }
 
-    fn insert(&self, way: &mut Way) -> anyhow::Result<f64> {
+    fn insert(&self, commit: Commit, way: &mut Way) -> anyhow::Result<f64> {
         let since = Cost::now(&[], self.place.postgres());
-        let answers = self.baseline.insert(32, SECOND / 2)?;
+        let answers = self.baseline.insert(32, commit, SECOND / 2)?;
         let cost = Cost::now(&[], self.place.postgres()).each(since, f64::from(answers.count));
         Ok(way.add(answers.rate(), cost))
     }
@@ -111,16 +111,20 @@ pub(crate) fn run(report: &mut Report, extent: Extent) -> anyhow::Result<()> {
     let redis = Redis::start(place.directory())?;
     let additions = Redis::additions();
 
-    let (mut ones, mut twos, mut single, mut inserts) =
-        (Way::default(), Way::default(), Way::default(), Way::default());
+    let (mut ones, mut twos, mut single) = (Way::default(), Way::default(), Way::default());
+    let (mut transactions, mut statements) = (Way::default(), Way::default());
     let (mut one_to_copy, mut two_to_copy) = (Turns::default(), Turns::default());
-    let (mut to_inserts, mut to_redis) = (Turns::default(), Turns::default());
+    let (mut to_transactions, mut to_statements, mut to_redis) =
+        (Turns::default(), Turns::default(), Turns::default());
     for _ in 0..extent.turns {
         let (rate_of_one, count) = bench.appends(&one, DEPTH, &mut ones)?;
         one_to_copy.add(vec![bench.copies(count)?], vec![rate_of_one]);
         let (rate_of_two, count) = bench.appends(&two, DEPTH, &mut twos)?;
         two_to_copy.add(vec![bench.copies(count)?], vec![rate_of_two]);
-        to_inserts.add(vec![bench.insert(&mut inserts)?], vec![rate_of_two]);
+        let inserted = bench.insert(Commit::Explicit, &mut transactions)?;
+        to_transactions.add(vec![inserted], vec![rate_of_two]);
+        let inserted = bench.insert(Commit::Implicit, &mut statements)?;
+        to_statements.add(vec![inserted], vec![rate_of_two]);
         if let Some(redis) = &redis {
             to_redis.add(vec![bench.add(&redis.socket, &additions)?], vec![rate_of_two]);
         }
@@ -133,7 +137,8 @@ pub(crate) fn run(report: &mut Report, extent: Extent) -> anyhow::Result<()> {
         entries::bytes()
     ));
     bench.copies.print(report, "COPY, binary, of the same rows");
-    inserts.print(report, "32 x INSERT, prepared, a transaction each");
+    transactions.print(report, "32 x BEGIN, INSERT, prepared, and COMMIT");
+    statements.print(report, "32 x INSERT, prepared, that commits by itself");
     ones.print(report, "audit.append, one stream");
     twos.print(report, "audit.append, two streams");
     single.print(report, "    the same with one call in flight on each connection");
@@ -147,7 +152,13 @@ pub(crate) fn run(report: &mut Report, extent: Extent) -> anyhow::Result<()> {
     }
     report.target("one stream / COPY", one_to_copy.ratio(), "", Target::AtLeast(0.35));
     report.target("two streams / COPY", two_to_copy.ratio(), "", Target::AtLeast(0.5));
-    report.target("two streams / 32 x INSERT", to_inserts.ratio(), "", Target::AtLeast(5.0));
+    report.target(
+        "two streams / 32 x BEGIN, INSERT, COMMIT",
+        to_transactions.ratio(),
+        "",
+        Target::AtLeast(5.0),
+    );
+    report.figure("    the same / INSERT that commits by itself", &format!("{:.2}", to_statements.ratio()));
     if redis.is_some() {
         report.target("two streams / Redis XADD", to_redis.ratio(), "", Target::AtLeast(1.0));
     }

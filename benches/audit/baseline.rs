@@ -115,7 +115,12 @@ impl Baseline {
     }
 
     /// So many connections, each with one INSERT of one row at a time, each a transaction of its own.
-    pub(crate) fn insert(&self, connections: i32, length: Duration) -> anyhow::Result<Answers> {
+    pub(crate) fn insert(
+        &self,
+        connections: i32,
+        commit: Commit,
+        length: Duration,
+    ) -> anyhow::Result<Answers> {
         self.runtime.block_on(async {
             let mut inserters = Vec::new();
             for number in 0..connections {
@@ -124,7 +129,7 @@ impl Baseline {
             let tracker = TaskTracker::new();
             let begun = Instant::now();
             let going: Vec<_> =
-                inserters.into_iter().map(|one| tracker.spawn(one.keep_up(begun, length))).collect();
+                inserters.into_iter().map(|one| tracker.spawn(one.keep_up(commit, begun, length))).collect();
             let mut count = 0;
             for one in going {
                 count += one.await??;
@@ -139,12 +144,17 @@ impl Baseline {
     }
 
     /// How long so many INSERTs take, one after another, each with its COMMIT, in microseconds.
-    pub(crate) fn times(&self, inserter: &mut Inserter, count: u32) -> anyhow::Result<Vec<f64>> {
+    pub(crate) fn times(
+        &self,
+        inserter: &mut Inserter,
+        commit: Commit,
+        count: u32,
+    ) -> anyhow::Result<Vec<f64>> {
         self.runtime.block_on(async {
             let mut times = Vec::new();
             for _ in 0..count {
                 let begun = Instant::now();
-                inserter.insert().await?;
+                inserter.transact(commit).await?;
                 times.push(crate::support::report::microseconds(begun.elapsed()));
             }
             Ok(times)
@@ -162,6 +172,15 @@ struct Row {
     labels: Option<serde_json::Value>,
     sealed: [Option<Vec<u8>>; 2],
     leaf_hash: Vec<u8>,
+}
+
+/// How an INSERT is committed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Commit {
+    /// By a COMMIT, as an application's transaction is.
+    Explicit,
+    /// By itself: two round trips less.
+    Implicit,
 }
 
 /// A connection with a prepared INSERT.
@@ -233,10 +252,21 @@ impl Inserter {
         Ok(())
     }
 
-    async fn keep_up(mut self, begun: Instant, length: Duration) -> anyhow::Result<u32> {
+    async fn transact(&mut self, commit: Commit) -> anyhow::Result<()> {
+        match commit {
+            Commit::Implicit => self.insert().await,
+            Commit::Explicit => {
+                self.client.batch_execute("BEGIN").await?;
+                self.insert().await?;
+                Ok(self.client.batch_execute("COMMIT").await?)
+            }
+        }
+    }
+
+    async fn keep_up(mut self, commit: Commit, begun: Instant, length: Duration) -> anyhow::Result<u32> {
         let mut count = 0;
         while begun.elapsed() < length {
-            self.insert().await?;
+            self.transact(commit).await?;
             count += 1;
         }
         Ok(count)

@@ -44,10 +44,17 @@ impl Client {
 
     /// How long each of so many round trips takes, in microseconds.
     pub(crate) fn times(&mut self, line: &[u8], count: u32) -> anyhow::Result<Vec<f64>> {
+        self.sequences(&[line], count)
+    }
+
+    /// How long each of so many sequences of round trips takes, in microseconds.
+    pub(crate) fn sequences(&mut self, lines: &[&[u8]], count: u32) -> anyhow::Result<Vec<f64>> {
         (0..count)
             .map(|_| {
                 let begun = Instant::now();
-                self.round_trip(line)?;
+                for line in lines {
+                    self.round_trip(line)?;
+                }
                 Ok(super::report::microseconds(begun.elapsed()))
             })
             .collect()
