@@ -205,7 +205,8 @@ fn a_missing_month_is_made_and_one_that_cannot_be_is_waited_for() {
     // Whose deadline comes while the batch is with the server, which it is again and again, is told that nobody knows.
     let (error, took) = wait_for("a refusal", || {
         let (answer, took) = timed(|| heard.call(&mut daemon.client(), "refused"));
-        answer.err().filter(|error| error.kind() != "unknown_outcome").map(|error| (error, took))
+        let error = answer.unwrap_err();
+        (error.kind() != "unknown_outcome").then_some((error, took))
     });
     assert_eq!(error.kind(), "unavailable", "{error:?}");
     assert!(took < Duration::from_secs(9) && !error.message.contains("audit_logs_"), "{took:?} {error:?}");

@@ -287,6 +287,7 @@ fn a_repeated_id_that_no_standby_has_is_no_success() {
         wait_for("the setting", || (world.sql("SHOW synchronous_standby_names") == names).then_some(()));
     };
     set("nobody");
+    world.commits_wait();
     let mut client = patient.client();
     client.send_call("audit.append", entry("alone"));
     // Each wait is given up, so that the entry is seen here, and only here.
