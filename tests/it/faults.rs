@@ -249,13 +249,13 @@ fn frozen_it_ends_every_call_by_its_deadline() {
         let healthy = wait_healthy(&daemon);
         drop(thaw);
         let times = watching.join().unwrap();
-        let (most, slowest) = (times[times.len() * 9 / 10], times[times.len() - 1]);
+        let (third, slowest) = (times[times.len() - 3], times[times.len() - 1]);
         eprintln!(
-            "unavailable {noticed:?} after the first calls; healthy {healthy:?} after it went on; health within {most:?}, \
-             and {slowest:?} once"
+            "unavailable {noticed:?} after the first calls; healthy {healthy:?} after it went on; health within {slowest:?}, \
+             all but two within {third:?}"
         );
-        // Were it to wait for the server, it would do so each time.
-        assert!(most < Duration::from_millis(500) && slowest < LATE && healthy < LATE);
+        // Were it to wait for the server, one after another would, for a second each.
+        assert!(third < Duration::from_millis(500) && slowest < LATE && healthy < LATE);
     });
     for n in 0..8 {
         soon(&daemon, "consent.record", &consent("u", &format!("after{n}")));
