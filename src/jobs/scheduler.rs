@@ -3,6 +3,7 @@
 //! PostgreSQL's clock decides what is due, this daemon's monotonic clock when to look. Never holds a lock: a claim is a row.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -52,6 +53,8 @@ pub struct Jobs {
     ended: Mutex<BTreeMap<&'static str, LastRun>>,
     succeeded: Mutex<BTreeMap<&'static str, LastRun>>,
     going_on: Mutex<BTreeMap<&'static str, JobRun>>,
+    /// How often something was noted of a run of this daemon: a look that began before knows less.
+    noted: AtomicU64,
 }
 
 /// The last run of a job that ended, as this daemon has seen it.
@@ -83,6 +86,7 @@ impl Jobs {
             ended: Mutex::default(),
             succeeded: Mutex::default(),
             going_on: Mutex::default(),
+            noted: AtomicU64::new(0),
         })
     }
 
@@ -188,6 +192,7 @@ impl Jobs {
 
     /// Notes how far a run of this daemon is.
     pub(super) fn note_running(&self, name: &'static str, run: JobRun) {
+        self.noted.fetch_add(1, Ordering::AcqRel);
         self.going_on.lock().unwrap_or_else(PoisonError::into_inner).insert(name, run);
     }
 
@@ -204,6 +209,7 @@ impl Jobs {
 
     /// Notes a run that has just ended.
     pub(super) fn note_ended(&self, name: &'static str, run: &Run) {
+        self.noted.fetch_add(1, Ordering::AcqRel);
         self.going_on.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
         if !run.dry_run {
             let seen = (Instant::now(), Duration::ZERO);
@@ -280,9 +286,10 @@ impl Jobs {
     async fn look(self: &Arc<Self>, suspects: &mut Suspects) -> Result<Instant> {
         let names: Vec<_> =
             JOBS.iter().map(|job| job.name).chain(ASKED.iter().map(|asked| asked.name)).collect();
+        let noted = self.noted.load(Ordering::Acquire);
         let look = claim::look(self.store(), &names, &self.patience()).await?;
         let looked = Instant::now();
-        self.note(&look);
+        self.note(&look, noted);
         let config = &self.app.config;
         let mut wait = LOOK;
         for job in JOBS.iter().filter(|job| job.is_enabled(config)) {
@@ -322,10 +329,14 @@ impl Jobs {
         Ok(())
     }
 
-    fn note(&self, look: &Look) {
+    /// Notes what was found, unless a run of this daemon began or ended meanwhile: then the next look does.
+    fn note(&self, look: &Look, noted: u64) {
         let mut ended = self.ended_lock();
         let mut succeeded = self.succeeded.lock().unwrap_or_else(PoisonError::into_inner);
         let mut going_on = self.going_on.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.noted.load(Ordering::Acquire) != noted {
+            return;
+        }
         for job in &JOBS {
             match look.running(job.name) {
                 Some(run) => drop(going_on.insert(job.name, run.clone().shown())),

@@ -146,7 +146,7 @@ fn pages_tell_each_access_once_and_times_narrow_them() {
     assert_eq!(whole.len(), 41);
     let (mut paged, mut cursor) = (Vec::new(), Value::Null);
     loop {
-        let mut params = json!({ "user_id": "alice", "limit": 7, "to": "2026-12-31T00:00:00Z" });
+        let mut params = json!({ "user_id": "alice", "limit": 7, "to": "2999-12-31T00:00:00Z" });
         if !cursor.is_null() {
             params["cursor"] = cursor;
         }

@@ -36,7 +36,7 @@ impl Past {
         for month in 0..3 {
             cluster.set_clock(month * 32 * DAY);
             append(&daemon, &format!("m{month}"), ENTRIES);
-            assert_eq!(daemon.ok("job.run", json!({ "name": "checkpoint" }))["state"], "ok");
+            assert_eq!(daemon.run_job("checkpoint")["state"], "ok");
         }
         cluster.set_clock(130 * DAY);
         append(&daemon, "now", 5);
@@ -62,7 +62,7 @@ pub fn archiving(store: &Store) -> String {
 }
 
 pub fn archive(daemon: &Daemon) -> Value {
-    daemon.ok("job.run", json!({ "name": "archive", "wait": "25s" }))
+    daemon.run_job("archive")
 }
 
 /// Entries of a few persons in each of two streams: a connection is pinned to one of them, nobody knows to which.
@@ -133,6 +133,7 @@ fn months_that_are_over_are_archived_once_and_prove_themselves_anywhere() {
         let daemon = past.start(&store);
         let key = public_key(&daemon, world);
         let dry = daemon.ok("job.run", json!({ "name": "archive", "dry_run": true }));
+        let dry = daemon.ended_run("archive", &dry);
         assert_eq!(world.sql("SELECT count(*) FROM audit_archives"), "0");
         let run = archive(&daemon);
         assert_eq!(run["state"], "ok", "{run}");

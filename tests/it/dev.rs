@@ -3,10 +3,11 @@
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+
+use crate::support::wait_for;
 
 fn dev(folder: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sidekeep"));
@@ -61,14 +62,6 @@ fn psql(folder: &Path, file: &str, statement: &str) -> Output {
     Command::new("psql").args([url.trim(), "-XAtqc", statement]).output().unwrap()
 }
 
-fn wait_until(what: &str, done: impl Fn() -> bool) {
-    let began = Instant::now();
-    while !done() {
-        assert!(began.elapsed() < Duration::from_secs(30), "{what}");
-        std::thread::yield_now();
-    }
-}
-
 #[test]
 fn an_empty_folder_serves_and_serves_again_with_what_it_holds() {
     let directory = tempfile::tempdir().unwrap();
@@ -119,7 +112,9 @@ fn killed_at_once_it_leaves_nothing_that_stops_the_next_one() {
     let second = Dev::start(directory.path());
     assert_eq!(psql(directory.path(), "keys/owner-url", "SELECT n FROM mine").stdout, b"7\n");
     assert_eq!(second.end(Signal::SIGKILL), None);
-    wait_until("PostgreSQL ends without anybody's help", || !postmaster(directory.path()).exists());
+    wait_for("PostgreSQL's end without anybody's help", || {
+        (!postmaster(directory.path()).exists()).then_some(())
+    });
 }
 
 #[test]

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use sidekeep::subjects::selector::TABLES;
 
 use crate::erasure::{SALT, fill, filled, rows};
-use crate::support::{Client, Cluster, Fault, Proxy, Psql, World, timed, wait_for};
+use crate::support::{Client, Cluster, Fault, PATIENCE, Proxy, Psql, World, timed, wait_for};
 
 fn erase(user_id: &str, id: &str) -> Value {
     json!({ "user_id": user_id, "reason": "request", "id": id, "salt": SALT })
@@ -81,7 +81,10 @@ fn a_connection_that_is_cut_at_any_statement_erases_all_or_nothing_and_a_retry_t
     // Where nothing is said, the COMMIT.
     type Step = (&'static str, Option<fn(&str) -> bool>);
     let steps: [Step; 9] = [
-        ("the person FOR UPDATE", Some(|sql| sql.contains("FOR UPDATE") && sql.contains("user_id"))),
+        (
+            "the person FOR UPDATE",
+            Some(|sql| sql.contains("user_id") && sql.trim_end().ends_with("FOR UPDATE")),
+        ),
         ("profile", Some(|sql| sql.contains("DELETE FROM sidekeep.user_profiles"))),
         ("consents", Some(|sql| sql.contains("DELETE FROM sidekeep.consent_records"))),
         ("messages", Some(|sql| sql.contains("DELETE FROM sidekeep.conversation_messages"))),
@@ -287,8 +290,11 @@ fn writing_reading_and_erasing_one_person_at_once_leaves_nothing_that_opens() {
                 })
                 .collect();
             let began = Instant::now();
-            // By the clock, since what it is about is what happens meanwhile.
-            while began.elapsed() < RUSH && rushing.iter().all(|thread| !thread.is_finished()) {
+            // By the clock, since what it is about is what happens meanwhile; and until enough has.
+            let erased = || world.sql("SELECT count(*) FROM subject_erasures").parse::<u32>().unwrap();
+            while (began.elapsed() < RUSH || (erased() <= 3 && began.elapsed() < PATIENCE))
+                && rushing.iter().all(|thread| !thread.is_finished())
+            {
                 thread::yield_now();
                 thread::park_timeout(Duration::from_millis(20));
             }

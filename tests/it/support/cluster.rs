@@ -284,7 +284,7 @@ pub fn sql(url: &str, query: &str) -> String {
     String::from_utf8(done.stdout).unwrap().trim().to_owned()
 }
 
-/// Folders of runs that were killed: whoever runs holds a lock on its own.
+/// Folders of runs that were killed: whoever runs holds a lock on its own, but for a while that its server is down.
 fn sweep() {
     let entries = std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten();
     let stale = |path: &PathBuf| {
@@ -292,7 +292,7 @@ fn sweep() {
         let Ok(directory) = std::fs::File::open(path) else { return false };
         let old = path.metadata().and_then(|m| m.modified()).ok().and_then(|at| at.elapsed().ok());
         name.starts_with(PREFIX)
-            && old.is_some_and(|age| age.as_secs() > 60)
+            && old.is_some_and(|age| age.as_secs() > 3600)
             && nix::fcntl::Flock::lock(directory, nix::fcntl::FlockArg::LockExclusiveNonblock).is_ok()
     };
     for path in entries.map(|entry| entry.path()).filter(stale) {

@@ -171,6 +171,25 @@ impl World {
         sql(&self.owner_url, query)
     }
 
+    /// Waits until a commit waits for a standby: it is the server's checkpointer that has to hear of the setting, whatever is
+    /// shown of it.
+    pub fn commits_wait(&self) {
+        const COMMIT: &str = "SELECT pg_logical_emit_message(true, 'probe', '')";
+        let waiting = "SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity WHERE datname = current_database() \
+            AND wait_event = 'SyncRep' AND query LIKE '%''probe''%'";
+        wait_for("a commit that waits", || {
+            let mut commit = Command::new("psql");
+            commit.args([&self.owner_url, "-Xqc", COMMIT]).stdout(Stdio::null()).stderr(Stdio::null());
+            let mut commit = commit.spawn().unwrap();
+            let waits = wait_for("a commit", || {
+                let waits = self.sql(waiting) != "0";
+                (waits || commit.try_wait().unwrap().is_some()).then_some(waits)
+            });
+            commit.wait().unwrap();
+            waits.then_some(())
+        });
+    }
+
     /// Waits until what was staged is in the log, so that no writer has a transaction open for it.
     pub fn drained(&self) {
         wait_for("what is staged", || (self.sql("SELECT count(*) FROM audit_staged") == "0").then_some(()));
@@ -259,10 +278,27 @@ impl Daemon {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Its answers are those of one that is well, whatever was done to it before.
+    /// A run of a job to its end, however long it takes.
+    pub fn run_job(&self, name: &str) -> Value {
+        let begun = self.ok("job.run", json!({ "name": name, "wait": "25s" }));
+        if begun["state"] == "running" { self.ended_run(name, &begun) } else { begun }
+    }
+
+    /// The end of a run that was begun.
+    pub fn ended_run(&self, job: &str, begun: &Value) -> Value {
+        wait_for("the end of the run", || {
+            let page = self.ok("job.history", json!({ "name": job }));
+            let found = page["items"].as_array().unwrap().iter().find(|item| item["run"] == begun["run"]);
+            found.filter(|run| run["state"] != "running").cloned()
+        })
+    }
+
+    /// Its answers are those of one that is well, whatever was done to it before. A look at PostgreSQL that took too long is
+    /// made up for by the next.
     pub fn assert_well(&self) {
-        let health = self.ok("system.health", json!({}));
-        assert_eq!(health["status"], "ok", "{health}");
+        wait_for("a daemon that is well", || {
+            (self.ok("system.health", json!({}))["status"] == "ok").then_some(())
+        });
         let log = self.log();
         assert!(!log.contains("panicked"), "{log}");
     }

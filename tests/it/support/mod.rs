@@ -27,7 +27,7 @@ pub use stores::{Passage, Store};
 use std::time::{Duration, Instant};
 
 /// How long anything that is waited for may take on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Asks again and again, until it is so.
 pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {

@@ -1,6 +1,7 @@
 //! PgBouncer before a cluster: the one on the PATH, else Debian's package, unpacked below `target/` and installed nowhere.
 
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -48,7 +49,7 @@ impl Pooler {
             command.args(["-u", &user.name]);
         }
         let pooler = Self { child: command.spawn().unwrap(), directory };
-        wait_for("the pooler", || pooler.socket().exists().then_some(()));
+        wait_for("the pooler", || UnixStream::connect(pooler.socket()).ok());
         Some(pooler)
     }
 

@@ -215,7 +215,8 @@ impl Server {
             let listens = wait_for("a store", || {
                 let ended = child.try_wait().unwrap().is_some();
                 let listens = TcpStream::connect(("127.0.0.1", port)).is_ok();
-                (ended || listens).then_some(listens)
+                // Whoever listens there then is somebody else.
+                (ended || listens).then_some(!ended)
             });
             if listens {
                 return Self { port, root, _child: child };
