@@ -235,25 +235,24 @@ impl Serving {
         if let Ok(now) = NotifyState::monotonic_usec_now() {
             tell(&[NotifyState::Reloading, now]);
         }
-        let (status, problem) = match self.apply().await {
+        let applied = self.apply().await;
+        // Before it is logged: whoever has read that finds it in the status.
+        self.calls.app().note_reload(applied.as_ref().err().cloned());
+        let status = match applied {
             Err(problem) => {
                 error!("the configuration is wrong; the old one stays: {problem}");
-                (
-                    format!("serving; the configuration is wrong and was not reloaded: {problem}"),
-                    Some(problem),
-                )
+                format!("serving; the configuration is wrong and was not reloaded: {problem}")
             }
             Ok(waiting) if waiting.is_empty() => {
                 info!("the configuration was reloaded");
-                ("serving".to_owned(), None)
+                "serving".to_owned()
             }
             Ok(waiting) => {
                 let keys = waiting.join(", ");
                 warn!(keys, "the configuration was reloaded; these keys need a restart");
-                (format!("serving; needs a restart for {keys}"), None)
+                format!("serving; needs a restart for {keys}")
             }
         };
-        self.calls.app().note_reload(problem);
         // A status is one line.
         let status = status.replace('\n', "; ");
         tell(&[NotifyState::Ready, NotifyState::Status(&status)]);

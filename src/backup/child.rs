@@ -74,8 +74,16 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("pid");
         let script = format!("echo $$ > {}; exec sleep 600", file.display());
-        let deadline = Deadline::after(Duration::from_secs(1), CancellationToken::new());
-        let late = super::run("sleep", shell(&script), &deadline).await.unwrap_err();
+        let cut = CancellationToken::new();
+        let deadline = Deadline::after(Duration::from_secs(60), cut.clone());
+        let begun = async {
+            while !std::fs::read_to_string(&file).is_ok_and(|pid| pid.ends_with('\n')) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            cut.cancel();
+        };
+        let (late, ()) = tokio::join!(super::run("sleep", shell(&script), &deadline), begun);
+        let late = late.unwrap_err();
         assert!(late.to_string().contains("was not done in time"), "{late}");
         let pid = std::fs::read_to_string(file).unwrap();
         assert!(!Path::new(&format!("/proc/{}", pid.trim())).exists());

@@ -162,6 +162,17 @@ impl Records {
     /// The store's.
     pub async fn make_digests(&self, deadline: &Deadline) -> Result<bool> {
         let own = self.keyring.own()?;
+        // Where there are none, as nearly always, no transaction that locks is begun.
+        let any: bool = self
+            .store
+            .single(deadline, "subject.find.unfilled", async |connection| {
+                let without = user_profiles::table.filter(user_profiles::email_digest.is_null());
+                Ok(diesel::select(exists(without)).get_result(connection).await?)
+            })
+            .await?;
+        if !any {
+            return Ok(false);
+        }
         self.store
             .transact(deadline, "subject.find.fill", async |tx| {
                 // Who is being written about makes the digests with that, or is next.

@@ -3,10 +3,11 @@
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 
+use chrono::Timelike as _;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::support::{Daemon, World, wait_for};
+use crate::support::{Daemon, World, read, wait_for};
 
 const EVERY_SECOND: &str = "[jobs.partitions]\nschedule = \"* * * * * *\"\n";
 
@@ -18,7 +19,7 @@ struct Held {
 impl Held {
     fn back(world: &World) -> Self {
         world.sql(
-            "DO $$ BEGIN EXECUTE format('DROP TABLE sidekeep.audit_logs_%s', \
+            "DO $$ BEGIN EXECUTE format('DROP TABLE IF EXISTS sidekeep.audit_logs_%s', \
              to_char(now() AT TIME ZONE 'UTC' + interval '2 months', 'YYYY_MM')); END $$",
         );
         let mut psql = Command::new("psql")
@@ -71,10 +72,14 @@ fn of_four_daemons_one_runs_each_due_time() {
     daemons.iter().for_each(Daemon::wait_ready);
     wait_count(&world, &format!("{RUNS} AND state = 'ok'"), 8);
 
-    let before: u64 = world.sql(&format!("{RUNS} AND state = 'ok'")).parse().unwrap();
-    let carried_out: u64 = daemons.iter().map(carried_out).sum();
-    let after: u64 = world.sql(RUNS).parse().unwrap();
-    assert!((before..=after).contains(&carried_out), "{carried_out} of {before} to {after}");
+    // A daemon counts a run when it has heard that its end is recorded.
+    wait_for("as many as were carried out", || {
+        let before: u64 = world.sql(&format!("{RUNS} AND state = 'ok'")).parse().unwrap();
+        let carried_out: u64 = daemons.iter().map(carried_out).sum();
+        let after: u64 = world.sql(RUNS).parse().unwrap();
+        eprintln!("{carried_out} of {before} to {after}");
+        (before..=after).contains(&carried_out).then_some(())
+    });
     let wrong = world.sql(
         "SELECT count(*) FROM job_runs WHERE name = 'partitions' \
          AND (state = 'failed' OR epoch <> 1 OR dry_run OR due_at <> date_trunc('second', due_at) OR started_at < due_at)",
@@ -85,10 +90,9 @@ fn of_four_daemons_one_runs_each_due_time() {
          AND a.started_at < coalesce(b.finished_at, 'infinity') AND b.started_at < coalesce(a.finished_at, 'infinity')",
     );
     assert_eq!(overlaps, "0");
-    let soonest = world.sql(
-        "SELECT min(started_at - due_at) < interval '300 milliseconds' FROM job_runs WHERE name = 'partitions'",
-    );
-    assert_eq!(soonest, "t", "a tick of half a second must not make them late");
+    // A tick of half a second must not make them late; a busy machine may, for a while.
+    let soonest = "SELECT min(started_at - due_at) < interval '300 milliseconds' FROM job_runs WHERE name = 'partitions'";
+    wait_sql(&world, soonest, "t");
     for daemon in daemons {
         daemon.stop();
     }
@@ -98,21 +102,28 @@ fn of_four_daemons_one_runs_each_due_time() {
 #[test]
 fn what_was_missed_is_made_up_for_once() {
     let world = World::new();
-    let daemon = world.start_with("[jobs.checkpoint]\nschedule = \"* * * * * *\"\n");
+    // Daily, and not while this goes on.
+    let hour = (chrono::Utc::now().hour() + 12) % 24;
+    let daily = format!("[jobs.partitions]\nschedule = \"0 {hour} * * *\"\n");
+    let more = format!("{daily}[jobs.checkpoint]\nschedule = \"* * * * * *\"\n");
+    let daemon = world.start_with(&more);
     wait_count(&world, "SELECT count(*) FROM job_runs WHERE name = 'checkpoint'", 1);
     assert_eq!(world.sql(RUNS), "0", "it has not been due since the database was first used");
     daemon.stop();
 
     world.sql("UPDATE deployment SET created_at = created_at - interval '3 days'");
-    let daemons = [world.spawn(""), world.spawn("")];
+    let daemons = [world.spawn(&daily), world.spawn(&daily)];
     wait_count(&world, &format!("{RUNS} AND state = 'ok'"), 1);
-    let due = world.sql("SELECT due_at AT TIME ZONE 'UTC' = date_trunc('day', now() AT TIME ZONE 'UTC' - interval '4 hours') + interval '4 hours' FROM job_runs WHERE name = 'partitions'");
+    let due = world.sql(&format!(
+        "SELECT due_at AT TIME ZONE 'UTC' = date_trunc('day', now() AT TIME ZONE 'UTC' - interval '{hour} hours') \
+         + interval '{hour} hours' FROM job_runs WHERE name = 'partitions'"
+    ));
     assert_eq!(due, "t");
     daemons.iter().for_each(Daemon::wait_ready);
     for daemon in daemons {
         daemon.stop();
     }
-    let daemon = world.start_with("[jobs.checkpoint]\nschedule = \"* * * * * *\"\n");
+    let daemon = world.start_with(&more);
     let checkpoints: u64 =
         world.sql("SELECT count(*) FROM job_runs WHERE name = 'checkpoint'").parse().unwrap();
     wait_count(&world, "SELECT count(*) FROM job_runs WHERE name = 'checkpoint'", checkpoints + 2);
@@ -188,12 +199,20 @@ fn a_job_does_not_overlap_itself() {
 fn a_wait_as_long_as_a_call_may_take_is_answered_in_time() {
     let world = World::new();
     let held = Held::back(&world);
-    let daemons = [(); 2].map(|()| world.start_with("limits.call_timeout = \"2s\"\n"));
+    // A tenth of it is left for the answer.
+    let daemons = [(); 2].map(|()| world.start_with("limits.call_timeout = \"10s\"\n"));
     let wait = json!({ "name": "partitions", "wait": "1m" });
-    let running = daemons[0].ok("job.run", wait.clone());
+    let mut first = daemons[0].client();
+    first.send_call("job.run", wait.clone());
+    wait_sql(&world, &format!("{RUNS} AND state = 'running'"), "1");
+    let mut others = daemons.each_ref().map(Daemon::client);
+    for other in &mut others {
+        other.send_call("job.run", wait.clone());
+    }
+    let running = read(&first.line()).unwrap();
     assert_eq!(running["state"], "running", "{running}");
-    for daemon in &daemons {
-        let busy = daemon.client().err("job.run", wait.clone());
+    for mut other in others {
+        let busy = read(&other.line()).unwrap_err();
         assert!(busy.message.contains(running["run"].as_str().unwrap()), "{busy:?}");
         assert_eq!(busy.kind(), "conflict", "{busy:?}");
     }

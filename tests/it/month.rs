@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use chrono::{DateTime, Datelike as _, NaiveDate, Utc, Weekday};
 use serde_json::{Value, json};
 
+use crate::keyring_faults::late_seconds;
 use crate::support::{Client, Cluster, Daemon, Psql, Store, World, sql, wait_for};
 
 /// Days of the simulated month: from noon of the first to noon of the last. February has 29 in it, and ends within.
@@ -208,6 +209,12 @@ impl Month {
             let stored =
                 "SELECT stored_at > (SELECT max(erased_at) FROM subject_erasures) FROM keyring_backups";
             wait_for("the keyring's backup", || (self.psql.run(stored) == "t").then_some(()));
+        }
+        // A run that an erasure or a hold has asked for would count as the one that is due next.
+        let raised = "SELECT count(*) FROM keyring_shards WHERE raised_at IS NOT NULL";
+        wait_for("the keyring's backup", || (self.psql.run(raised) == "0").then_some(()));
+        for daemon in &self.daemons {
+            wait_for("a daemon that has seen it", || (late_seconds(daemon) == 0.0).then_some(()));
         }
     }
 

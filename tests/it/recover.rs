@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::gap::Backup;
+use crate::gap::{Backup, caught_up};
 use crate::publication::{checkpoint, published};
 use crate::support::kept::{directory, keyring_backup, people};
 use crate::support::{Cluster, Daemon, Fault, Proxy, World, sidekeep, sql, wait_for};
@@ -371,11 +371,7 @@ fn a_replica_that_was_promoted_without_the_last_commits_is_recovered() {
         let starting = scope.spawn(|| standby.up());
         let daemon = world.start_with(&more);
         fill(&daemon);
-        wait_for("the standby", || {
-            let query = "SELECT stored = generation AND stored > 0 FROM sidekeep.keyring_backups";
-            let done = Command::new("psql").args([&owner_of_standby, "-XqAtc", query]).output().unwrap();
-            (done.stdout == b"t\n").then_some(())
-        });
+        caught_up(&world, &owner_of_standby);
         // From now on it hears nothing.
         on_standby("ALTER SYSTEM SET primary_conninfo = ''");
         on_standby("SELECT pg_reload_conf()");

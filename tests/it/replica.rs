@@ -48,7 +48,11 @@ fn the_log_is_verified_from_a_replica_that_has_all_of_it_and_else_from_the_prima
         append(&daemon, 700);
         let first = verify(&daemon);
         assert!(first >= 700);
-        wait_for("rows that the standby has read", || (read(&owner) >= 700).then_some(()));
+        // A session tells what it has read when it ends, at the latest.
+        let reading = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'sidekeep_app'";
+        wait_for("rows that the standby has read", || {
+            (sql(&owner, reading) == "0" && read(&owner) >= 700).then_some(())
+        });
         // One that stands behind is not waited for long, and not believed.
         sql(&owner, "SELECT pg_wal_replay_pause()");
         append(&daemon, 300);

@@ -14,10 +14,10 @@ fn open(client: &mut Client, id: &str, kind: &str) -> Value {
     client.ok("request.open", json!({ "user_id": ALICE, "kind": kind, "id": id }))
 }
 
-/// PostgreSQL's idea of a time, as answers show it.
+/// PostgreSQL's idea of a time, as answers show it: a month is one of UTC.
 fn at(world: &World, expression: &str) -> String {
     world.sql(&format!(
-        "SELECT to_char(({expression}) AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')"
+        "SET TIME ZONE 'UTC'; SELECT to_char(({expression}) AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')"
     ))
 }
 

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::publication::{checkpoint, published};
 use crate::support::kept::{directory, keyring_backup, people};
-use crate::support::{Cluster, Daemon, Store, World, sidekeep, sql, wait_for};
+use crate::support::{Cluster, Daemon, Psql, Store, World, sidekeep, sql, wait_for};
 
 /// A deployment with a dump: `ada`, `bob` and `eve` are in it.
 pub struct Dumped {
@@ -247,20 +247,29 @@ fn a_target_that_is_not_empty_is_refused_and_so_is_one_half_restored() {
     dumped.restore(&into, &[]).refused("has a schema sidekeep already");
     assert_eq!(sql(&into, "SELECT count(*) FROM sidekeep.subjects"), before);
 
-    // Killed in the middle: it waits for a lock that is held on what it loads.
+    // Killed in the middle: it waits for a lock before it makes an index.
     let into = dumped.empty();
     let cluster = Cluster::shared();
+    sql(
+        &into,
+        "CREATE FUNCTION public.wait() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_advisory_xact_lock(7); END'; \
+         CREATE EVENT TRIGGER wait ON ddl_command_end WHEN TAG IN ('CREATE INDEX') EXECUTE FUNCTION public.wait()",
+    );
+    let mut holder = Psql::open(&into);
+    holder.run("SELECT pg_advisory_lock(7)");
     let mut killed = std::process::Command::new(env!("CARGO_BIN_EXE_sidekeep"))
         .args(["--config", dumped.daemon.config.to_str().unwrap(), "restore", &dumped.name, "--into", &into])
         .stdout(std::process::Stdio::null())
         .stderr(std::process::Stdio::null())
         .spawn()
         .unwrap();
-    wait_for("its first tables", || {
-        (sql(&into, "SELECT to_regclass('sidekeep.subjects') IS NULL") == "f").then_some(())
-    });
+    const WAITS: &str =
+        "FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'";
+    wait_for("its wait", || (holder.run(&format!("SELECT count(*) {WAITS}")) == "1").then_some(()));
     killed.kill().unwrap();
     killed.wait().unwrap();
+    holder.run(&format!("SELECT pg_terminate_backend(pid) {WAITS}"));
+    drop(holder);
     let database = into.split('/').nth(3).unwrap().split('?').next().unwrap().to_owned();
     wait_for("the end of its connections", || {
         let left = format!(
@@ -268,6 +277,7 @@ fn a_target_that_is_not_empty_is_refused_and_so_is_one_half_restored() {
         );
         (sql(&cluster.owner_url("postgres"), &left) == "0").then_some(())
     });
+    sql(&into, "DROP EVENT TRIGGER wait; DROP FUNCTION public.wait()");
     dumped.restore(&into, &[]).refused("DROP SCHEMA sidekeep CASCADE");
     // Whoever takes it for a database that is whole is told the same.
     let file = dumped.world.path("into-url");

@@ -22,13 +22,21 @@ fn last_run(daemon: &Daemon) -> Value {
 #[test]
 fn a_due_time_at_which_postgresql_is_away_is_made_up_for_once() {
     let cluster = Cluster::own(&[]);
-    let world = World::on(&cluster);
-    let due = (Utc::now() + TimeDelta::seconds(12)).with_nanosecond(0).unwrap();
-    let schedule = format!("{} {} {} * * *", due.second(), due.minute(), due.hour());
-    let daemon = world.start_with(&format!("[jobs.retention]\nschedule = {schedule:?}\n"));
-    talk(&mut daemon.client(), "u");
     let runs = "SELECT count(*) FROM job_runs WHERE name = 'retention'";
-    assert_eq!((world.sql(runs).as_str(), Utc::now() < due), ("0", true));
+    // A busy machine may take longer to come so far.
+    let begun = [12, 60].into_iter().find_map(|seconds| {
+        let world = World::on(&cluster);
+        let due = (Utc::now() + TimeDelta::seconds(seconds)).with_nanosecond(0).unwrap();
+        let schedule = format!("{} {} {} * * *", due.second(), due.minute(), due.hour());
+        let daemon = world.start_with(&format!("[jobs.retention]\nschedule = {schedule:?}\n"));
+        talk(&mut daemon.client(), "u");
+        let none = world.sql(runs) == "0";
+        (Utc::now() < due).then(|| {
+            assert!(none, "before its time");
+            (world, daemon, due)
+        })
+    });
+    let (world, daemon, due) = begun.expect("a daemon before the due time");
     cluster.down();
     wait_for("the due time", || (Utc::now() > due + TimeDelta::seconds(1)).then_some(()));
     cluster.up();

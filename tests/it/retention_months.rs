@@ -277,7 +277,7 @@ fn a_month_that_somebody_reads_for_long_goes_once_that_has_ended_and_nobody_wait
     for number in 0..50 {
         let began = std::time::Instant::now();
         client.ok("audit.append", json!({ "id": format!("meanwhile-{number}"), "action": "seen" }));
-        assert!(began.elapsed().as_millis() < 2000, "{:?}", began.elapsed());
+        assert!(began.elapsed().as_secs() < 10, "{:?}", began.elapsed());
     }
     assert_eq!(past.world.sql("SELECT count(*) FROM audit_dropped"), "0");
     reader.run("COMMIT");

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::support::{Daemon, World, sidekeep, wait_for};
+use crate::support::{Daemon, Session, World, sidekeep, wait_for};
 
 /// More than one block of 4,096, so that there is something that was verified before.
 const ENTRIES: usize = 9000;
@@ -265,8 +265,11 @@ fn a_verification_that_takes_longer_than_its_caller_waits_is_followed() {
     let world = World::new();
     let daemon = world.start_with("jobs.enabled = false\n");
     fill(&daemon, 3000);
+    let mut lock = Session::begin(&world.owner_url);
+    lock.run("LOCK TABLE subject_erasures IN ACCESS EXCLUSIVE MODE");
     let run = daemon.ok("audit.verify", json!({ "wait": "0s" }));
     assert_eq!((&run["name"], &run["state"]), (&json!("audit.verify"), &json!("running")), "{run}");
+    lock.release();
     let ended = wait_for("the run's end", || {
         let runs = daemon.ok("job.history", json!({ "name": "audit.verify" }));
         let followed =
