@@ -185,7 +185,7 @@ pub async fn enter(
 /// # Errors
 /// The store's; [`crate::error::Error::Conflict`] where the backup is damaged: nothing is changed before all of it was looked at.
 pub async fn recover(store: &Store, ring: &Ring, way: Way<'_>, deadline: &Deadline) -> Result<Recovered> {
-    ring.check(0).await?;
+    ring.check().await?;
     let mut recovered = Recovered { keyring_generation: ring.manifest.generation, ..Recovered::default() };
     let written_at = ring.manifest.written_at;
     recovered.lost_from = about(store, written_at, deadline).await?.last.map(Timestamp::from);

@@ -106,7 +106,7 @@ async fn restore(
     let source = Source::find(config, &args.what, keys.clone()).await?;
     tell("checking the keyring's backup");
     let ring = Ring::open(config, &keyring, &keys).await?;
-    ring.check(source.manifest.keyring_generation).await?;
+    let ring = ring.copy(source.manifest.keyring_generation, restore::unnamed(&args.scratch)?).await?;
     let owned = Owned::connect(&config.database, url, tracker, &deadline).await?;
     tell("reading the dump");
     let copy = source.copy(&args.scratch, identities, &deadline).await?;

@@ -99,7 +99,7 @@ impl Dumped {
     }
 
     /// Waits until the keyring's backup has every erasure, and everybody.
-    fn backed_up(&self) {
+    pub fn backed_up(&self) {
         run(&self.daemon, "keyring_backup");
         let late = "SELECT count(*) FROM keyring_shards WHERE raised_at IS NOT NULL";
         wait_for("the keyring's backup", || (self.world.sql(late) == "0").then_some(()));
@@ -125,6 +125,17 @@ impl Dumped {
             told: serde_json::from_slice(&done.stdout).unwrap_or_default(),
             said: String::from_utf8_lossy(&done.stderr).into_owned(),
         }
+    }
+
+    /// A file with the configuration of another database, for commands.
+    pub fn config_of(&self, into: &str) -> String {
+        let file = self.world.path("into-url");
+        std::fs::write(&file, into).unwrap();
+        std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        let app = Cluster::shared().app_url(&database(into));
+        let urls = format!("database.url = {app:?}\ndatabase.migrate_url_file = {file:?}\n");
+        let (config, _) = self.world.configure(&(self.more.clone() + &urls));
+        config.to_str().unwrap().to_owned()
     }
 
     /// A daemon on another database.
@@ -239,6 +250,33 @@ fn serves_all_but_bob(dumped: &Dumped, into: &str) {
     daemon.assert_well();
 }
 
+pub const WAITS: &str =
+    "FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'";
+
+/// A restore that waits before it makes an index, until whoever is answered with it gives up the advisory lock 7.
+pub fn made_to_wait(dumped: &Dumped, into: &str) -> (Psql, std::process::Child) {
+    sql(
+        into,
+        "CREATE FUNCTION public.wait() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_advisory_xact_lock(7); END'; \
+         CREATE EVENT TRIGGER wait ON ddl_command_end WHEN TAG IN ('CREATE INDEX') EXECUTE FUNCTION public.wait()",
+    );
+    let mut holder = Psql::open(into);
+    holder.run("SELECT pg_advisory_lock(7)");
+    let restoring = std::process::Command::new(env!("CARGO_BIN_EXE_sidekeep"))
+        .args(["--config", dumped.daemon.config.to_str().unwrap(), "restore", &dumped.name, "--into", into])
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_for("its wait", || (holder.run(&format!("SELECT count(*) {WAITS}")) == "1").then_some(()));
+    (holder, restoring)
+}
+
+/// The name in a URL.
+fn database(url: &str) -> String {
+    url.split('/').nth(3).unwrap().split('?').next().unwrap().to_owned()
+}
+
 #[test]
 fn a_target_that_is_not_empty_is_refused_and_so_is_one_half_restored() {
     let dumped = Dumped::new();
@@ -247,30 +285,15 @@ fn a_target_that_is_not_empty_is_refused_and_so_is_one_half_restored() {
     dumped.restore(&into, &[]).refused("has a schema sidekeep already");
     assert_eq!(sql(&into, "SELECT count(*) FROM sidekeep.subjects"), before);
 
-    // Killed in the middle: it waits for a lock before it makes an index.
+    // Killed in the middle.
     let into = dumped.empty();
     let cluster = Cluster::shared();
-    sql(
-        &into,
-        "CREATE FUNCTION public.wait() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_advisory_xact_lock(7); END'; \
-         CREATE EVENT TRIGGER wait ON ddl_command_end WHEN TAG IN ('CREATE INDEX') EXECUTE FUNCTION public.wait()",
-    );
-    let mut holder = Psql::open(&into);
-    holder.run("SELECT pg_advisory_lock(7)");
-    let mut killed = std::process::Command::new(env!("CARGO_BIN_EXE_sidekeep"))
-        .args(["--config", dumped.daemon.config.to_str().unwrap(), "restore", &dumped.name, "--into", &into])
-        .stdout(std::process::Stdio::null())
-        .stderr(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
-    const WAITS: &str =
-        "FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'";
-    wait_for("its wait", || (holder.run(&format!("SELECT count(*) {WAITS}")) == "1").then_some(()));
+    let (mut holder, mut killed) = made_to_wait(&dumped, &into);
     killed.kill().unwrap();
     killed.wait().unwrap();
     holder.run(&format!("SELECT pg_terminate_backend(pid) {WAITS}"));
     drop(holder);
-    let database = into.split('/').nth(3).unwrap().split('?').next().unwrap().to_owned();
+    let database = database(&into);
     wait_for("the end of its connections", || {
         let left = format!(
             "SELECT count(*) FROM pg_stat_activity WHERE datname = '{database}' AND pid <> pg_backend_pid()"
@@ -280,17 +303,12 @@ fn a_target_that_is_not_empty_is_refused_and_so_is_one_half_restored() {
     sql(&into, "DROP EVENT TRIGGER wait; DROP FUNCTION public.wait()");
     dumped.restore(&into, &[]).refused("DROP SCHEMA sidekeep CASCADE");
     // Whoever takes it for a database that is whole is told the same.
-    let file = dumped.world.path("into-url");
-    std::fs::write(&file, &into).unwrap();
-    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
-    let half =
-        format!("database.url = {:?}\ndatabase.migrate_url_file = {file:?}\n", cluster.app_url(&database));
-    let (config, _) = dumped.world.configure(&(config(&dumped.world) + &half));
+    let config = dumped.config_of(&into);
     let all = || {
         for command in
             [&["serve"][..], &["verify", "--full"], &["recover"], &["migrate"], &["migrate", "--check"]]
         {
-            let done = sidekeep(&[&["--config", config.to_str().unwrap()], command].concat());
+            let done = sidekeep(&[&["--config", &config], command].concat());
             let said = String::from_utf8_lossy(&done.stderr).into_owned();
             assert!(done.status.code() == Some(1) && said.contains("was broken off"), "{command:?}: {said}");
         }

@@ -1,11 +1,11 @@
-//! Dumps that are not quite of here and now: encrypted, of an older schema, or of a newer one.
+//! Dumps that are not quite of here and now: encrypted, of an older schema, or of a newer one, or of a deployment that goes on.
 
 use std::os::unix::fs::PermissionsExt as _;
 
 use serde_json::json;
 
-use crate::restore::{Dumped, run, untouched};
-use crate::support::sql;
+use crate::restore::{Dumped, WAITS, made_to_wait, run, untouched};
+use crate::support::{sidekeep, sql, wait_for};
 
 #[test]
 fn an_encrypted_dump_is_restored_with_its_key_alone() {
@@ -66,4 +66,35 @@ fn a_dump_of_an_older_schema_is_brought_up_to_date_and_one_of_a_newer_is_refused
     let daemon = dumped.serve(&into);
     assert_eq!(daemon.client().err("profile.get", json!({ "user_id": "bob" })).kind(), "not_found");
     assert_eq!(daemon.ok("profile.get", json!({ "user_id": "eve" }))["email"], "eve@example.org");
+}
+
+#[test]
+fn who_is_erased_while_a_dump_is_restored_is_in_it_whole_until_that_is_recovered() {
+    let dumped = Dumped::new();
+    let into = dumped.empty();
+    let (mut holder, mut restoring) = made_to_wait(&dumped, &into);
+    // Keys are in the tables, and tombstones not yet.
+    dumped.daemon.ok("subject.erase", json!({ "user_id": "ada", "reason": "request" }));
+    dumped.backed_up();
+    holder.run("SELECT pg_advisory_unlock(7)");
+    assert_eq!(restoring.wait().unwrap().code(), Some(0));
+    assert_eq!(holder.run(&format!("SELECT count(*) {WAITS}")), "0");
+    sql(&into, "DROP EVENT TRIGGER wait; DROP FUNCTION public.wait()");
+    let both = "SELECT count(*) FROM sidekeep.subjects JOIN sidekeep.subject_erasures USING (subject_id)";
+    assert_eq!(sql(&into, both), "0");
+    // It tells that it is behind, and that is made good.
+    let config = dumped.config_of(&into);
+    let recover = |more: &[&str]| sidekeep(&[&["--config", &config, "recover"], more].concat());
+    assert_eq!(recover(&[]).status.code(), Some(1));
+    let done = recover(&["--accept-gap"]);
+    assert_eq!(done.status.code(), Some(0), "{}", String::from_utf8_lossy(&done.stderr));
+    assert_eq!(sql(&into, "SELECT string_agg(user_id, ',' ORDER BY user_id) FROM subjects"), "bob,eve");
+    let daemon = dumped.serve(&into);
+    let mut client = daemon.client();
+    let gone = wait_for("it to serve", || {
+        let error = client.err("profile.get", json!({ "user_id": "ada" }));
+        (error.kind() != "unavailable").then_some(error)
+    });
+    assert_eq!(gone.kind(), "not_found");
+    assert_eq!(daemon.ok("audit.verify", json!({}))["verdict"], "intact");
 }

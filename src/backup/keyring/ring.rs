@@ -1,5 +1,10 @@
 //! The keyring's backup as whoever restores reads it: manifest and shards, all of it proved before any of it is used.
 
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+
+use bytes::Bytes;
 use zeroize::Zeroizing;
 
 use super::kept::{LARGEST, MANIFEST, shard_name};
@@ -19,8 +24,17 @@ pub struct Ring {
     objects: Objects,
     deployment: String,
     keks: Keks,
+    copy: Option<Copied>,
     /// What is said of it.
     pub manifest: Manifest,
+}
+
+/// The shards as they were at one time, sealed as they are.
+#[derive(Debug)]
+struct Copied {
+    file: File,
+    /// Where each is that was there, and how long.
+    places: BTreeMap<i16, (u64, usize)>,
 }
 
 fn refused(name: &str, why: impl std::fmt::Display) -> Error {
@@ -57,7 +71,7 @@ impl Ring {
         };
         let deployment = config.deployment.name.as_str().to_owned();
         let manifest = Manifest::read(&bytes, &deployment, keys).map_err(|why| refused(MANIFEST, why))?;
-        Ok(Some(Self { objects, deployment, keks: (*keyring.keks()).clone(), manifest }))
+        Ok(Some(Self { objects, deployment, keks: (*keyring.keks()).clone(), copy: None, manifest }))
     }
 
     /// What it says of itself.
@@ -75,7 +89,19 @@ impl Ring {
     ///
     /// # Errors
     /// [`Error::Conflict`], naming what is wrong; the destination's.
-    pub async fn check(&self, at_least: i64) -> Result<()> {
+    pub async fn check(&self) -> Result<()> {
+        for number in 0..SHARDS {
+            self.shard(number).await?;
+        }
+        Ok(())
+    }
+
+    /// As [`Ring::check`], and keeps what it looked at in this file: whoever reads a shard twice must not see somebody's key in it
+    /// once and their erasure then, though a daemon goes on writing. At least so new must the backup be.
+    ///
+    /// # Errors
+    /// As [`Ring::check`]; the file's.
+    pub async fn copy(mut self, at_least: i64, file: File) -> Result<Self> {
         if self.manifest.generation < at_least {
             return Err(refused(
                 MANIFEST,
@@ -86,10 +112,16 @@ impl Ring {
                 ),
             ));
         }
+        let (mut places, mut end) = (BTreeMap::new(), 0_u64);
         for number in 0..SHARDS {
-            self.shard(number).await?;
+            let Some(bytes) = self.fetch(number).await? else { continue };
+            self.open_shard(number, &bytes)?;
+            file.write_all_at(&bytes, end).map_err(Error::internal)?;
+            places.insert(number, (end, bytes.len()));
+            end = end.saturating_add(u64::try_from(bytes.len()).map_err(Error::internal)?);
         }
-        Ok(())
+        self.copy = Some(Copied { file, places });
+        Ok(self)
     }
 
     /// A shard, opened; nothing where nobody was ever in it.
@@ -97,19 +129,33 @@ impl Ring {
     /// # Errors
     /// As [`Ring::check`].
     pub async fn shard(&self, number: i16) -> Result<Option<(Header, Zeroizing<Vec<u8>>)>> {
-        let name = shard_name(number);
-        let told = self.manifest.shards.iter().find(|kept| kept.shard == number);
-        let bytes = match self.objects.get(&name, LARGEST).await {
-            Ok((bytes, _)) => bytes,
-            Err(Trouble::Absent) if told.is_none() => return Ok(None),
-            Err(Trouble::Absent) => {
-                return Err(refused(&name, "it is missing, though the manifest names it"));
-            }
-            Err(trouble) => return Err(Error::unavailable(format!("keyring.backup: {name}: {trouble}"))),
+        let bytes = match &self.copy {
+            Some(copy) => copy.read(number)?,
+            None => self.fetch(number).await?,
         };
-        let opened = shard::open(&self.keks, (&self.deployment, number), &bytes);
+        bytes.map(|bytes| self.open_shard(number, &bytes)).transpose()
+    }
+
+    async fn fetch(&self, number: i16) -> Result<Option<Bytes>> {
+        let name = shard_name(number);
+        match self.objects.get(&name, LARGEST).await {
+            Ok((bytes, _)) => Ok(Some(bytes)),
+            Err(Trouble::Absent) if self.told(number).is_none() => Ok(None),
+            Err(Trouble::Absent) => Err(refused(&name, "it is missing, though the manifest names it")),
+            Err(trouble) => Err(Error::unavailable(format!("keyring.backup: {name}: {trouble}"))),
+        }
+    }
+
+    /// The generation that the manifest tells of.
+    fn told(&self, number: i16) -> Option<i64> {
+        self.manifest.shards.iter().find(|kept| kept.shard == number).map(|kept| kept.generation)
+    }
+
+    fn open_shard(&self, number: i16, bytes: &[u8]) -> Result<(Header, Zeroizing<Vec<u8>>)> {
+        let name = shard_name(number);
+        let opened = shard::open(&self.keks, (&self.deployment, number), bytes);
         let (header, plain) = opened.map_err(|why| refused(&name, why))?;
-        let least = told.map_or(0, |told| told.generation);
+        let least = self.told(number).unwrap_or_default();
         if header.generation < least {
             return Err(refused(
                 &name,
@@ -128,6 +174,15 @@ impl Ring {
                 ),
             ));
         }
-        Ok(Some((header, plain)))
+        Ok((header, plain))
+    }
+}
+
+impl Copied {
+    fn read(&self, number: i16) -> Result<Option<Bytes>> {
+        let Some((from, length)) = self.places.get(&number) else { return Ok(None) };
+        let mut bytes = vec![0; *length];
+        self.file.read_exact_at(&mut bytes, *from).map_err(Error::internal)?;
+        Ok(Some(bytes.into()))
     }
 }

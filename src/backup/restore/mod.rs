@@ -9,7 +9,7 @@ mod people;
 mod source;
 mod target;
 
-pub use source::Source;
+pub use source::{Source, unnamed};
 pub use target::{Ready, Target};
 
 use schemars::JsonSchema;

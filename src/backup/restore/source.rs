@@ -85,13 +85,21 @@ impl Source {
                 "it is encrypted; --identity FILE names a private key of age",
             ));
         }
-        let mut options = OpenOptions::new();
-        let options = options.read(true).write(true).mode(0o600).custom_flags(libc::O_TMPFILE);
-        let file = options.open(scratch).map_err(|error| refused(&scratch.display().to_string(), error))?;
+        let file = unnamed(scratch)?;
         let fetched = fetch(&self.objects, &self.manifest, identities, file, deadline).await?;
         let file = fetched.ok_or_else(|| refused(&self.manifest.name, "it could not be opened"))?;
         Copy::inherited(file)
     }
+}
+
+/// A file without a name in this folder, that ends with whoever has it open.
+///
+/// # Errors
+/// [`Error::Conflict`] where the folder cannot be used.
+pub fn unnamed(scratch: &Path) -> Result<File> {
+    let mut options = OpenOptions::new();
+    let options = options.read(true).write(true).mode(0o600).custom_flags(libc::O_TMPFILE);
+    options.open(scratch).map_err(|error| refused(&scratch.display().to_string(), error))
 }
 
 /// A copy of a dump, that ends with this.
