@@ -322,9 +322,11 @@ impl Calls {
 
     /// How a call ended, if it is to be entered in the log and its entry is not committed already.
     fn wants_entry(&self, entry: &Entry, by: &By, result: &Result<Box<RawValue>>) -> Option<Outcome> {
+        // What the log does of itself leaves no entry when it succeeds.
+        let entered = entry.entered || (entry.stored && result.is_err());
         let wanted = match self.app.config.audit.access {
-            AuditAccess::All => entry.entered,
-            AuditAccess::Writes => entry.entered && entry.writes,
+            AuditAccess::All => entered,
+            AuditAccess::Writes => entered && entry.writes,
             AuditAccess::None => false,
         };
         let outcome = match result {

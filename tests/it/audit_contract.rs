@@ -451,3 +451,33 @@ fn an_id_that_stands_for_something_else_is_named_among_many() {
     let both = client.err("audit.get", json!({ "id": "e-1", "stream": 0, "position": 0 }));
     assert!(both.message.contains("without stream and position"), "{both:?}");
 }
+
+#[test]
+fn what_the_log_does_of_itself_leaves_an_entry_when_it_fails() {
+    let world = World::new();
+    let daemon = world.start();
+    let mut client = daemon.client();
+    let entry = client.ok("audit.append", json!({ "action": "first", "id": "e-1", "user_id": "ada" }));
+    client.ok("audit.prove", json!({ "id": "e-1" }));
+    client.ok("audit.consistency", json!({ "stream": entry["stream"], "from_size": 1 }));
+    client.ok("audit.checkpoint", json!({}));
+    client.ok("job.list", json!({}));
+    let all = "SELECT string_agg(action || ' ' || coalesce(outcome, ''), ', ' ORDER BY recorded_at, stream, position) FROM audit_logs \
+        WHERE labels ? 'sidekeep.method' AND NOT labels ? 'sidekeep.run'";
+    assert_eq!(world.sql(all), "");
+    let by = json!({ "user_id": "ada", "purpose": "test" });
+    client.err("audit.append", json!({ "action": "second", "id": "e-1", "context": by }));
+    client
+        .err("audit.append_many", json!({ "entries": [{ "action": "second", "id": "e-1" }], "context": by }));
+    client.err("audit.prove", json!({ "id": "nobody's", "context": by }));
+    client.err("audit.consistency", json!({ "stream": 99, "from_size": 1, "context": by }));
+    let told = client.ok("audit.query", json!({ "user_id": "ada" }));
+    let told: Vec<_> = items(&told)
+        .iter()
+        .map(|entry| (entry["action"].as_str().unwrap(), entry["outcome"].clone()))
+        .collect();
+    for method in ["audit.append", "audit.append_many", "audit.prove", "audit.consistency"] {
+        assert!(told.contains(&(method, json!("failure"))), "{method}: {told:?}");
+    }
+    check_log(&world, &daemon);
+}
