@@ -21,7 +21,7 @@ use super::writer::Writer;
 use super::{months, staged};
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::keyring::{Keyring, Person, Signers, Subject};
+use crate::keyring::{DataKey, Keyring, Person, Signers, Subject, Whole};
 use crate::store::{Connection, Deadline, Store};
 use crate::values::{RecordId, UserId};
 
@@ -257,7 +257,25 @@ impl Log {
         if let Some(subject) = subject {
             by.concerns(&subject.user_id);
         }
-        self.stage_draft(tx, by, by.draft(Outcome::Success)?, subject.cloned()).await
+        let subject =
+            subject.map(|subject| (subject.user_id.as_str(), subject.id, Some(subject.key.clone())));
+        self.stage_draft(tx, by, by.draft(Outcome::Success)?, subject).await
+    }
+
+    /// As [`Log::stage`], about a person whose key may be damaged: what would be sealed with it is left out then.
+    ///
+    /// # Errors
+    /// As [`Log::stage`].
+    pub async fn stage_keyless(&self, tx: &mut Connection, by: &By, person: &Whole) -> Result<Staged> {
+        if let Whole::Yes(subject) = person {
+            return self.stage(tx, by, subject).await;
+        }
+        if !by.stages {
+            return Ok(None);
+        }
+        by.concerns_whole(person);
+        let subject = (person.user_id(), person.subject_id(), None);
+        self.stage_draft(tx, by, by.draft(Outcome::Success)?, Some(subject)).await
     }
 
     /// Stages the entry of an erasure in its transaction, whatever `audit.access` says: without it a key that is gone is one
@@ -270,17 +288,18 @@ impl Log {
         &self,
         tx: &mut Connection,
         by: &By,
-        erased: &Subject,
+        erased: &Whole,
         entry_id: &RecordId,
     ) -> Result<Staged> {
-        by.concerns(&erased.user_id);
+        by.concerns_whole(erased);
         let mut draft = by.draft(Outcome::Success)?;
         draft.entry.id = entry_id.as_str().to_owned();
-        if by.actor.as_ref().is_none_or(|actor| actor.as_str() == erased.user_id) {
+        if by.actor.as_ref().is_none_or(|actor| actor.as_str() == erased.user_id()) {
             draft.forget_client();
         }
-        let nobody = Subject { key: self.keyring.own()?.key.clone(), ..erased.clone() };
-        self.stage_draft(tx, by, draft, Some(nobody)).await
+        // The key goes with the person, damaged or not.
+        draft.keyless = true;
+        self.stage_draft(tx, by, draft, Some((erased.user_id(), erased.subject_id(), None))).await
     }
 
     async fn stage_draft(
@@ -288,22 +307,20 @@ impl Log {
         tx: &mut Connection,
         by: &By,
         mut draft: Draft,
-        subject: Option<Subject>,
+        subject: Option<(&str, i64, Option<DataKey>)>,
     ) -> Result<Staged> {
         self.may_append()?;
         let mut known = HashMap::new();
-        if let Some(subject) = subject {
-            let user_id = subject.user_id.clone();
-            known.insert(user_id, Known { subject: Arc::new(subject), wrapped_key: Vec::new() });
+        if let Some((user_id, id, key)) = subject {
+            known.insert(user_id.to_owned(), Known { id, key, wrapped_key: Vec::new() });
         }
         if let Some(actor) = by.actor.as_ref().filter(|actor| !known.contains_key(actor.as_str())) {
             let found = Person::find(tx, &[actor.as_str()]).await?;
             let Some(person) = found.into_iter().next() else {
                 return Err(Error::internal(UnknownActor(actor.clone())));
             };
-            let actor_known =
-                Known { subject: Arc::new(self.keyring.open(person)?), wrapped_key: Vec::new() };
-            known.insert(actor.as_str().to_owned(), actor_known);
+            let Subject { id, key, .. } = self.keyring.open(person)?;
+            known.insert(actor.as_str().to_owned(), Known { id, key: Some(key), wrapped_key: Vec::new() });
         }
         let own = self.keyring.own()?;
         draft.seal(&known, own)?;
