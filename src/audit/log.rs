@@ -35,6 +35,8 @@ pub struct Log {
     pub(super) to_verify: AtomicU64,
     pub(super) publication: Arc<Publication>,
     queue: Queue,
+    /// Whether its own writers take in what is staged, at once.
+    writes: bool,
     doing: Arc<Doing>,
     pub(super) looks: Looks,
 }
@@ -60,6 +62,7 @@ impl Log {
         let (queue, receivers) = Queue::new(audit.streams, audit.max_wait.duration());
         let doing = Arc::new(Doing::default());
         let log = Self::with(store, keyring, (signers.into(), config), (queue, doing.clone()));
+        let log = Self { writes: true, ..log };
         for requests in receivers {
             let idempotency = audit.idempotency.duration();
             let writer =
@@ -93,7 +96,7 @@ impl Log {
         let publication = Arc::new(Publication::new(store.clone(), keyring.clone(), keys, config));
         let (verified, to_verify) = (AtomicU64::new(0), AtomicU64::new(0));
         let looks = Looks::new(config.database.pool);
-        Self { store, keyring, signers, verified, to_verify, publication, queue, doing, looks }
+        Self { store, keyring, signers, verified, to_verify, publication, queue, writes: false, doing, looks }
     }
 
     /// Its publication.
@@ -324,6 +327,10 @@ impl Log {
         }
         let own = self.keyring.own()?;
         draft.seal(&known, own)?;
+        if !self.writes {
+            // A daemon takes it in whenever one runs: only the entry itself can tell when it was done.
+            draft.entry.occurred_at = Some(staged::now(tx).await?);
+        }
         let sealed = staged::stage(tx, own, draft.entry).await?;
         Ok(Some(Box::new(sealed)))
     }
