@@ -11,7 +11,7 @@ use sidekeep::audit::Draft;
 use sidekeep::audit::entry::Append;
 use sidekeep::audit::merkle::Frontier;
 use sidekeep::config;
-use sidekeep::keyring::{Kek, Keks, Keyring, Listed, Person};
+use sidekeep::keyring::{Kek, Keks, Keyring, Listed, Person, Subject};
 use sidekeep::store::{Deadline, Store};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -65,8 +65,8 @@ fn alone(place: &Place) -> anyhow::Result<(f64, f64)> {
     let mut known = HashMap::new();
     for person in people {
         let wrapped_key = person.wrapped_key().to_vec();
-        let subject = Arc::new(keyring.open(person)?);
-        known.insert(subject.user_id.clone(), sidekeep::audit::Known { subject, wrapped_key });
+        let Subject { id, user_id, key, .. } = keyring.open(person)?;
+        known.insert(user_id, sidekeep::audit::Known { id, key: Some(key), wrapped_key });
     }
     let own = keyring.own()?;
     let (mut sealing, mut hashing) = (Vec::new(), Vec::new());

@@ -7,6 +7,7 @@ use super::entry::{Append, DIGEST, Labels, OWN_LABELS, Outcome};
 use super::queue::Pinned;
 use super::turn::Turn;
 use crate::error::Result;
+use crate::keyring::Whole;
 use crate::store::Deadline;
 use crate::values::{Json, RecordId, ResourceId, ShortText, Term, UserId};
 
@@ -16,6 +17,8 @@ pub const UID: &str = "sidekeep.uid";
 pub const METHOD: &str = "sidekeep.method";
 /// The label with the number of a second person whom a read names.
 pub const ALSO: &str = "sidekeep.also";
+/// The label of an entry whose subject's key was found damaged, so that nothing in it is sealed with that key.
+const KEY: &str = "sidekeep.key";
 /// The label with the caller's purpose.
 pub const PURPOSE: &str = "purpose";
 /// The label with the application's own id of the request.
@@ -66,6 +69,7 @@ struct Noted {
     digest: Option<String>,
     also: Option<i64>,
     labels: Vec<(String, String)>,
+    keyless: bool,
     metadata: Option<Json>,
     staged: bool,
 }
@@ -109,6 +113,12 @@ impl By {
     /// Notes whose data it is about: a person who exists.
     pub fn concerns(&self, subject: &str) {
         self.noted().subject = UserId::parse(subject).ok();
+    }
+
+    /// As [`By::concerns`], a person whose key may be damaged: the entry then says so, and does without it.
+    pub fn concerns_whole(&self, person: &Whole) {
+        self.concerns(person.user_id());
+        self.noted().keyless = person.is_damaged();
     }
 
     /// Notes which record it is about.
@@ -169,6 +179,7 @@ impl By {
         own.extend(noted.also.map(|subject_id| (ALSO, subject_id.to_string())));
         own.extend(self.refused.map(|count| ("sidekeep.count", count.to_string())));
         own.extend(noted.digest.map(|digest| (DIGEST, digest)));
+        own.extend(noted.keyless.then(|| (KEY, "damaged".to_owned())));
         let own = own.into_iter().map(|(name, value)| (name.to_owned(), value)).chain(noted.labels);
         let (kind, id) = noted.resource.unzip();
         // Where no person is known of, the id may be one's: whoever mixes the two up must not leave it in the clear for ever.
@@ -192,6 +203,7 @@ impl By {
         // Only a call that succeeded makes a person of its actor.
         draft.creates = outcome == Outcome::Success;
         draft.mistaken = mistaken;
+        draft.keyless = noted.keyless;
         Ok(draft)
     }
 }

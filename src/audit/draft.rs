@@ -1,13 +1,12 @@
 //! An entry on its way into the log: checked, then sealed for the persons it names.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use serde::Serialize;
 
 use super::entry::{Append, Entry, Labels, OWN_LABELS};
 use crate::error::{Error, Result};
-use crate::keyring::{Deployment, Place, Subject};
+use crate::keyring::{DataKey, Deployment, Place};
 use crate::values::{Json, RecordId, ResourceId, ShortText, Term, UserId};
 
 /// The table that sealed parts are bound to, wherever the entry stands at the time.
@@ -20,8 +19,10 @@ pub const SUBJECT: &str = "@subject";
 /// A person who is known to the keyring, and the row that says so.
 #[derive(Clone, Debug)]
 pub struct Known {
-    /// The person, with an open key.
-    pub subject: Arc<Subject>,
+    /// The number that stands for the person.
+    pub id: i64,
+    /// What seals for the person; nothing where it is gone with this entry, or damaged.
+    pub key: Option<DataKey>,
     /// The row's wrapped key: while it is the same, so is the person.
     pub wrapped_key: Vec<u8>,
 }
@@ -43,6 +44,8 @@ pub struct Draft {
     pub own: bool,
     /// Whether it came in a list, so that what is wrong with it names its place there.
     pub listed: bool,
+    /// Whether its subject may be one whose key opens no more: what would be sealed with that key is left out.
+    pub keyless: bool,
     /// What is stored in the clear; its persons are not filled in yet.
     pub entry: Entry,
     client: Option<String>,
@@ -96,6 +99,7 @@ impl Draft {
         Ok(Self {
             own: own.is_some(),
             listed: false,
+            keyless: false,
             entry: Entry {
                 stream: 0,
                 position: 0,
@@ -146,35 +150,43 @@ impl Draft {
     }
 
     /// Fills in the persons and seals what is theirs, anew each time: address and program with the actor's key, metadata with the
-    /// subject's, each with the other's where there is only one, and with the deployment's where there is none.
+    /// subject's, each with the other's where there is only one, and with the deployment's where there is none. What has only a
+    /// key that is gone to be sealed with is left out.
     ///
     /// # Errors
-    /// The system's randomness failed.
+    /// [`Error::Tampered`] where the key of a person is damaged whom the entry cannot do without; the system's randomness failed.
     pub fn seal(&mut self, known: &HashMap<String, Known>, own: &Deployment) -> Result<()> {
         let find = |person: &Option<UserId>| person.as_ref().and_then(|person| known.get(person.as_str()));
+        self.refuse_damaged(known)?;
         let mistaken = find(&self.mistaken);
         let (actor, subject) = (find(&self.actor), find(&self.subject).or(mistaken));
-        let key = |first: Option<&Known>, second: Option<&Known>, column, text: &str| {
+        let key = |first: Option<&Known>, second: Option<&Known>, column, text: Option<&str>| {
             let place = Place { table: TABLE, column, row: &self.entry.id };
-            match first.or(second) {
-                Some(known) => known.subject.key.seal(place, text.as_bytes()),
-                None => own.key.seal(place, text.as_bytes()),
-            }
+            let key = first.or(second).map_or(Some(&own.key), |known| known.key.as_ref());
+            key.zip(text).map(|(key, text)| key.seal(place, text.as_bytes())).transpose()
         };
-        let client =
-            self.client.as_ref().map(|client| key(actor, subject, "client_sealed", client)).transpose()?;
-        let metadata = self
-            .metadata
-            .as_ref()
-            .map(|metadata| key(subject, actor, "metadata_sealed", metadata.as_str()))
-            .transpose()?;
-        let ids = (actor.map(|known| known.subject.id), subject.map(|known| known.subject.id));
+        let client = key(actor, subject, "client_sealed", self.client.as_deref())?;
+        let metadata = key(subject, actor, "metadata_sealed", self.metadata.as_ref().map(Json::as_str))?;
+        let ids = (actor.map(|known| known.id), subject.map(|known| known.id));
         (self.entry.actor_id, self.entry.subject_id) = ids;
         (self.entry.client_sealed, self.entry.metadata_sealed) = (client, metadata);
-        if let Some(known) = mistaken
-            && self.entry.resource_id.as_deref() == Some(known.subject.user_id.as_str())
+        if mistaken.is_some()
+            && self.entry.resource_id.as_deref() == self.mistaken.as_ref().map(UserId::as_str)
         {
             self.entry.resource_id = Some(SUBJECT.to_owned());
+        }
+        Ok(())
+    }
+
+    /// Whether it can do without this person's key.
+    pub(super) fn spares(&self, user_id: &str) -> bool {
+        self.keyless && self.subject.as_ref().is_some_and(|subject| subject.as_str() == user_id)
+    }
+
+    fn refuse_damaged(&self, known: &HashMap<String, Known>) -> Result<()> {
+        let damaged = |person: &UserId| known.get(person.as_str()).is_some_and(|known| known.key.is_none());
+        if self.people().any(|person| damaged(person) && !self.spares(person.as_str())) {
+            return Err(Error::Tampered { at: "subjects.wrapped_key".into() });
         }
         Ok(())
     }

@@ -243,7 +243,7 @@ pub struct Entry {
     pub resource_id: Option<String>,
     /// How it ended.
     pub outcome: Option<String>,
-    /// When it was done, as the caller said.
+    /// When it was done, as the caller said, or a command that worked without a daemon.
     pub occurred_at: Option<DateTime<Utc>>,
     /// Words to filter by.
     pub labels: Option<Labels>,

@@ -21,7 +21,7 @@ use super::writer::Writer;
 use super::{months, staged};
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::keyring::{Keyring, Person, Signers, Subject};
+use crate::keyring::{DataKey, Keyring, Person, Signers, Subject, Whole};
 use crate::store::{Connection, Deadline, Store};
 use crate::values::{RecordId, UserId};
 
@@ -35,6 +35,8 @@ pub struct Log {
     pub(super) to_verify: AtomicU64,
     pub(super) publication: Arc<Publication>,
     queue: Queue,
+    /// Whether its own writers take in what is staged, at once.
+    writes: bool,
     doing: Arc<Doing>,
     pub(super) looks: Looks,
 }
@@ -60,6 +62,7 @@ impl Log {
         let (queue, receivers) = Queue::new(audit.streams, audit.max_wait.duration());
         let doing = Arc::new(Doing::default());
         let log = Self::with(store, keyring, (signers.into(), config), (queue, doing.clone()));
+        let log = Self { writes: true, ..log };
         for requests in receivers {
             let idempotency = audit.idempotency.duration();
             let writer =
@@ -93,7 +96,7 @@ impl Log {
         let publication = Arc::new(Publication::new(store.clone(), keyring.clone(), keys, config));
         let (verified, to_verify) = (AtomicU64::new(0), AtomicU64::new(0));
         let looks = Looks::new(config.database.pool);
-        Self { store, keyring, signers, verified, to_verify, publication, queue, doing, looks }
+        Self { store, keyring, signers, verified, to_verify, publication, queue, writes: false, doing, looks }
     }
 
     /// Its publication.
@@ -257,7 +260,25 @@ impl Log {
         if let Some(subject) = subject {
             by.concerns(&subject.user_id);
         }
-        self.stage_draft(tx, by, by.draft(Outcome::Success)?, subject.cloned()).await
+        let subject =
+            subject.map(|subject| (subject.user_id.as_str(), subject.id, Some(subject.key.clone())));
+        self.stage_draft(tx, by, by.draft(Outcome::Success)?, subject).await
+    }
+
+    /// As [`Log::stage`], about a person whose key may be damaged: what would be sealed with it is left out then.
+    ///
+    /// # Errors
+    /// As [`Log::stage`].
+    pub async fn stage_keyless(&self, tx: &mut Connection, by: &By, person: &Whole) -> Result<Staged> {
+        if let Whole::Yes(subject) = person {
+            return self.stage(tx, by, subject).await;
+        }
+        if !by.stages {
+            return Ok(None);
+        }
+        by.concerns_whole(person);
+        let subject = (person.user_id(), person.subject_id(), None);
+        self.stage_draft(tx, by, by.draft(Outcome::Success)?, Some(subject)).await
     }
 
     /// Stages the entry of an erasure in its transaction, whatever `audit.access` says: without it a key that is gone is one
@@ -270,17 +291,18 @@ impl Log {
         &self,
         tx: &mut Connection,
         by: &By,
-        erased: &Subject,
+        erased: &Whole,
         entry_id: &RecordId,
     ) -> Result<Staged> {
-        by.concerns(&erased.user_id);
+        by.concerns_whole(erased);
         let mut draft = by.draft(Outcome::Success)?;
         draft.entry.id = entry_id.as_str().to_owned();
-        if by.actor.as_ref().is_none_or(|actor| actor.as_str() == erased.user_id) {
+        if by.actor.as_ref().is_none_or(|actor| actor.as_str() == erased.user_id()) {
             draft.forget_client();
         }
-        let nobody = Subject { key: self.keyring.own()?.key.clone(), ..erased.clone() };
-        self.stage_draft(tx, by, draft, Some(nobody)).await
+        // The key goes with the person, damaged or not.
+        draft.keyless = true;
+        self.stage_draft(tx, by, draft, Some((erased.user_id(), erased.subject_id(), None))).await
     }
 
     async fn stage_draft(
@@ -288,25 +310,27 @@ impl Log {
         tx: &mut Connection,
         by: &By,
         mut draft: Draft,
-        subject: Option<Subject>,
+        subject: Option<(&str, i64, Option<DataKey>)>,
     ) -> Result<Staged> {
         self.may_append()?;
         let mut known = HashMap::new();
-        if let Some(subject) = subject {
-            let user_id = subject.user_id.clone();
-            known.insert(user_id, Known { subject: Arc::new(subject), wrapped_key: Vec::new() });
+        if let Some((user_id, id, key)) = subject {
+            known.insert(user_id.to_owned(), Known { id, key, wrapped_key: Vec::new() });
         }
         if let Some(actor) = by.actor.as_ref().filter(|actor| !known.contains_key(actor.as_str())) {
             let found = Person::find(tx, &[actor.as_str()]).await?;
             let Some(person) = found.into_iter().next() else {
                 return Err(Error::internal(UnknownActor(actor.clone())));
             };
-            let actor_known =
-                Known { subject: Arc::new(self.keyring.open(person)?), wrapped_key: Vec::new() };
-            known.insert(actor.as_str().to_owned(), actor_known);
+            let Subject { id, key, .. } = self.keyring.open(person)?;
+            known.insert(actor.as_str().to_owned(), Known { id, key: Some(key), wrapped_key: Vec::new() });
         }
         let own = self.keyring.own()?;
         draft.seal(&known, own)?;
+        if !self.writes {
+            // A daemon takes it in whenever one runs: only the entry itself can tell when it was done.
+            draft.entry.occurred_at = Some(staged::now(tx).await?);
+        }
         let sealed = staged::stage(tx, own, draft.entry).await?;
         Ok(Some(Box::new(sealed)))
     }

@@ -37,7 +37,7 @@ pub struct Shown {
     pub resource_id: Option<String>,
     /// How it ended.
     pub outcome: Option<String>,
-    /// When it was done, as the caller said.
+    /// When it was done, as the caller said, or a command that worked without a daemon.
     pub occurred_at: Option<Timestamp>,
     /// The address it was done from.
     pub ip_address: Option<String>,

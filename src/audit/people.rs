@@ -2,11 +2,10 @@
 //! row as it was.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use super::draft::{Draft, Known};
 use super::stream::Referred;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::keyring::{Keyring, Person};
 use crate::store::{Deadline, Store};
 use crate::values::UserId;
@@ -37,7 +36,8 @@ impl People {
             .iter()
             .flat_map(|draft| draft.people())
             .map(UserId::as_str)
-            .filter(|person| !self.0.contains_key(*person))
+            // A damaged row is read anew each time: it may have been mended.
+            .filter(|person| self.0.get(*person).is_none_or(|known| known.key.is_none()))
             .collect();
         unknown.sort_unstable();
         unknown.dedup();
@@ -48,9 +48,14 @@ impl People {
             .single(deadline, "audit.people", async |connection| Person::find(connection, &unknown).await)
             .await?;
         for person in found {
-            let wrapped_key = person.wrapped_key().to_vec();
-            let subject = Arc::new(keyring.open(person)?);
-            self.0.insert(subject.user_id.clone(), Known { subject, wrapped_key });
+            let (id, wrapped_key) = (person.subject_id(), person.wrapped_key().to_vec());
+            let user_id = person.user_id().unwrap_or_default().to_owned();
+            let key = match keyring.open(person) {
+                Ok(subject) => Some(subject.key),
+                Err(Error::Tampered { .. }) if drafts.iter().any(|draft| draft.spares(&user_id)) => None,
+                Err(error) => return Err(error),
+            };
+            self.0.insert(user_id, Known { id, key, wrapped_key });
         }
         Ok(())
     }
@@ -93,7 +98,7 @@ impl People {
             .iter()
             .flat_map(|draft| draft.people())
             .filter_map(|person| self.0.get(person.as_str()))
-            .map(|known| (known.subject.id, known.wrapped_key.as_slice()))
+            .map(|known| (known.id, known.wrapped_key.as_slice()))
             .collect();
         referred.sort_unstable_by_key(|(id, _)| *id);
         referred.dedup_by_key(|(id, _)| *id);

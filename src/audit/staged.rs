@@ -37,6 +37,7 @@ struct New<'a> {
     client_sealed: Option<&'a [u8]>,
     mac: Vec<u8>,
     metadata_sealed: Option<&'a [u8]>,
+    occurred_at: Option<DateTime<Utc>>,
 }
 
 #[derive(Queryable, Selectable)]
@@ -54,6 +55,7 @@ struct Stored {
     client_sealed: Option<Vec<u8>>,
     mac: Vec<u8>,
     metadata_sealed: Option<Vec<u8>>,
+    occurred_at: Option<DateTime<Utc>>,
 }
 
 impl Stored {
@@ -74,7 +76,7 @@ impl Stored {
             resource_type: self.resource_type,
             resource_id: self.resource_id,
             outcome: self.outcome,
-            occurred_at: None,
+            occurred_at: self.occurred_at,
             labels,
             client_sealed: self.client_sealed,
             metadata_sealed: self.metadata_sealed,
@@ -94,6 +96,15 @@ impl Stored {
     }
 }
 
+/// The time by PostgreSQL's clock, which moves on within a transaction.
+///
+/// # Errors
+/// The database's.
+pub(super) async fn now(tx: &mut Connection) -> Result<DateTime<Utc>> {
+    let now = diesel::dsl::sql::<diesel::sql_types::Timestamptz>("clock_timestamp()");
+    Ok(diesel::select(now).get_result(tx).await?)
+}
+
 /// Stages an entry in the transaction of the change.
 ///
 /// # Errors
@@ -110,6 +121,7 @@ pub async fn stage(tx: &mut Connection, own: &Deployment, entry: Entry) -> Resul
         labels: entry.labels.as_ref().map(serde_json::to_value).transpose().map_err(Error::internal)?,
         client_sealed: entry.client_sealed.as_deref(),
         metadata_sealed: entry.metadata_sealed.as_deref(),
+        occurred_at: entry.occurred_at,
         mac: own.mac(PURPOSE, &[own.name().as_bytes(), &entry.canonical()]),
     };
     let number: i64 = diesel::insert_into(audit_staged::table)

@@ -4,6 +4,7 @@
 //! opens its key anew: nothing here outlives the row, so a person who is gone is gone for every daemon at once.
 
 mod batch;
+mod damaged;
 mod deployment;
 pub mod escrow;
 pub mod kek;
@@ -17,6 +18,7 @@ mod start;
 mod taken;
 mod usage;
 
+pub use damaged::Whole;
 pub use deployment::Deployment;
 pub use kek::{Kek, KekError, Keks};
 pub use person::{Keyring, Person, Subject, refused};

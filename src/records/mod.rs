@@ -23,7 +23,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::audit::{By, Log, SUBJECT, Staged, UnknownActor};
 use crate::config::Limits;
 use crate::error::{Error, Result};
-use crate::keyring::{Keyring, Person, Subject};
+use crate::keyring::{Keyring, Person, Subject, Whole};
 use crate::store::schema::{consent_records, conversations, legal_holds, requests, subjects};
 use crate::store::{Connection, Store};
 use crate::values::{Json, RecordId, UserId};
@@ -41,16 +41,16 @@ pub struct Records {
 }
 
 /// The statements of a write about one person.
-pub(crate) trait Write<'c, T>:
-    AsyncFn(&'c mut Connection, &'c Subject) -> Result<T>
-    + Fn(&'c mut Connection, &'c Subject) -> <Self as Write<'c, T>>::Running
+pub(crate) trait Write<'c, T, P: 'c = Subject>:
+    AsyncFn(&'c mut Connection, &'c P) -> Result<T>
+    + Fn(&'c mut Connection, &'c P) -> <Self as Write<'c, T, P>>::Running
 {
     type Running: Future<Output = Result<T>> + Send;
 }
 
-impl<'c, T, F, R> Write<'c, T> for F
+impl<'c, T, P: 'c, F, R> Write<'c, T, P> for F
 where
-    F: AsyncFn(&'c mut Connection, &'c Subject) -> Result<T> + Fn(&'c mut Connection, &'c Subject) -> R,
+    F: AsyncFn(&'c mut Connection, &'c P) -> Result<T> + Fn(&'c mut Connection, &'c P) -> R,
     R: Future<Output = Result<T>> + Send,
 {
     type Running = R;
@@ -72,6 +72,15 @@ pub(crate) enum Take {
     Share,
     /// Alone: every change before has ended, every later one sees what this one leaves.
     Alone,
+}
+
+impl Take {
+    async fn of(self, tx: &mut Connection, user_id: &UserId) -> Result<Option<Person>> {
+        match self {
+            Self::Share => Person::share(tx, user_id).await,
+            Self::Alone => Person::lock(tx, user_id).await,
+        }
+    }
 }
 
 impl Records {
@@ -180,15 +189,37 @@ impl Records {
         self.entered(by, async || {
             self.store
                 .transact(&by.deadline, by.method, async |tx| {
-                    let person = match take {
-                        Take::Share => Person::share(tx, user_id).await?,
-                        Take::Alone => Person::lock(tx, user_id).await?,
-                    };
-                    let Some(person) = person else { return Ok(None) };
+                    let Some(person) = take.of(tx, user_id).await? else { return Ok(None) };
                     let subject = self.keyring.open(person)?;
                     by.concerns(&subject.user_id);
                     let output = body(tx, &subject).await?;
                     Ok(Some((output, self.log.stage(tx, by, &subject).await?)))
+                })
+                .await
+        })
+        .await
+    }
+
+    /// As [`Records::write_known_taking`], for a change that needs the person's row alone: it is done without the key where that
+    /// is damaged.
+    pub(crate) async fn write_keyless<T, F>(
+        &self,
+        by: &By,
+        (user_id, take): (&UserId, Take),
+        body: &F,
+    ) -> Result<Option<T>>
+    where
+        F: for<'c> Write<'c, T, Whole> + Send + Sync,
+        T: Send,
+    {
+        self.entered(by, async || {
+            self.store
+                .transact(&by.deadline, by.method, async |tx| {
+                    let Some(person) = take.of(tx, user_id).await? else { return Ok(None) };
+                    let person = self.keyring.open_or_damaged(tx, person).await?;
+                    by.concerns_whole(&person);
+                    let output = body(tx, &person).await?;
+                    Ok(Some((output, self.log.stage_keyless(tx, by, &person).await?)))
                 })
                 .await
         })
@@ -286,6 +317,14 @@ impl Subject {
     /// [`Error::Restricted`] where the person's data may only be stored.
     fn unrestricted(&self) -> Result<()> {
         if self.restricted { Err(Error::Restricted) } else { Ok(()) }
+    }
+}
+
+impl Whole {
+    /// # Errors
+    /// As [`Subject::unrestricted`].
+    fn unrestricted(&self) -> Result<()> {
+        if self.is_restricted() { Err(Error::Restricted) } else { Ok(()) }
     }
 }
 

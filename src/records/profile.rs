@@ -10,11 +10,11 @@ use serde::{Deserialize, Serialize};
 
 use super::find::Digests;
 use super::row::Row;
-use super::{Change, Deleted, Records, expect_version, unheld};
+use super::{Change, Deleted, Records, Take, expect_version, unheld};
 use crate::audit::{By, SUBJECT};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
-use crate::keyring::{Deployment, Person, Subject};
+use crate::keyring::{Deployment, Person, Subject, Whole};
 use crate::store::schema::{subjects, user_profiles};
 use crate::store::{Connection, Fixed};
 use crate::values::{Json, ShortText, UserId};
@@ -247,11 +247,11 @@ impl Records {
     /// The store's.
     pub async fn delete_profile(&self, by: &By, user_id: &UserId) -> Result<Deleted> {
         let rows = self
-            .write_known(by, user_id, &async |tx: &mut Connection, subject: &Subject| {
+            .write_keyless(by, (user_id, Take::Share), &async |tx: &mut Connection, person: &Whole| {
                 by.about("profile", SUBJECT);
-                subject.unrestricted()?;
-                unheld(tx, subject.id).await?;
-                Ok(diesel::delete(user_profiles::table.find(subject.id)).execute(tx).await?)
+                person.unrestricted()?;
+                unheld(tx, person.subject_id()).await?;
+                Ok(diesel::delete(user_profiles::table.find(person.subject_id())).execute(tx).await?)
             })
             .await?;
         Ok(Deleted { deleted: rows.is_some_and(|rows| rows > 0) })

@@ -204,6 +204,7 @@ diesel::table! {
         client_sealed -> Nullable<Bytea>,
         mac -> Bytea,
         metadata_sealed -> Nullable<Bytea>,
+        occurred_at -> Nullable<Timestamptz>,
     }
 }
 

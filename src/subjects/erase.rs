@@ -192,8 +192,8 @@ impl Attempt<'_> {
         }
         let Some(person) = person else { return Ok(None) };
         let (subject_id, kek_id) = (person.subject_id(), person.kek_id().to_owned());
-        let subject = self.records.keyring().open(person)?;
-        self.by.concerns(&subject.user_id);
+        let erased = self.records.keyring().open_or_damaged(tx, person).await?;
+        self.by.concerns_whole(&erased);
         unheld(tx, subject_id).await?;
         if self.retiring.is_some() && !is_forgotten(tx, subject_id).await? {
             return Ok(None);
@@ -220,7 +220,7 @@ impl Attempt<'_> {
         self.by.about("erasure", self.id.as_str());
         self.by.stored(Hash::of(&[&canonical(&signed.body)?]).hex());
         self.bury(tx, subject_id, erased_at, &signed).await?;
-        let staged = self.records.log().stage_erasure(tx, self.by, &subject, &self.entry_id).await?;
+        let staged = self.records.log().stage_erasure(tx, self.by, &erased, &self.entry_id).await?;
         Ok(Some((Certificate { signed, salt: self.salt.clone() }, staged)))
     }
 
@@ -326,7 +326,8 @@ async fn foresee(records: &Records, config: &Config, by: &By, asked: &Erase) -> 
         .snapshot(&by.deadline, "subject.erase.dry_run", async |connection| {
             let found = Person::find(connection, &[asked.user_id.as_str()]).await?;
             let person = found.into_iter().next().ok_or(Error::NotFound { what: "subject" })?;
-            by.concerns(asked.user_id.as_str());
+            let person = records.keyring().open_or_damaged(connection, person).await?;
+            by.concerns_whole(&person);
             by.about("dry_run", SUBJECT);
             unheld(connection, person.subject_id()).await?;
             let erased = |table: &Table| deletion(table, false).is_some();

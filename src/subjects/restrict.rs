@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::request::{Done, attach};
 use crate::audit::{By, SUBJECT};
 use crate::error::{Error, Result};
-use crate::keyring::Subject;
+use crate::keyring::{Subject, Whole};
 use crate::records::{Records, Take};
 use crate::store::Connection;
 use crate::store::schema::subjects;
@@ -44,9 +44,18 @@ pub struct Restricted {
 /// [`Error::NotFound`] or [`Error::Conflict`] about the request.
 pub async fn restrict(records: &Records, by: &By, given: &Restrict) -> Result<Restricted> {
     let person = (&given.user_id, Take::Alone);
+    // A person whose key is damaged can be restricted all the same; only the reason has no key to be kept under.
+    let known = records
+        .write_keyless(by, person, &async |tx: &mut Connection, person: &Whole| {
+            set(tx, by, (person.subject_id(), person.is_restricted()), (given, true)).await
+        })
+        .await?;
+    if let Some(known) = known {
+        return Ok(known);
+    }
     records
         .write_taking(by, person, None, async |tx: &mut Connection, subject: &Subject| {
-            set(tx, by, subject, (given, true)).await
+            set(tx, by, (subject.id, subject.restricted), (given, true)).await
         })
         .await
 }
@@ -59,7 +68,7 @@ pub async fn unrestrict(records: &Records, by: &By, given: &Restrict) -> Result<
     let person = (&given.user_id, Take::Alone);
     let ended = records
         .write_known_taking(by, person, &async |tx: &mut Connection, subject: &Subject| {
-            set(tx, by, subject, (given, false)).await
+            set(tx, by, (subject.id, subject.restricted), (given, false)).await
         })
         .await?;
     ended.ok_or(Error::NotFound { what: "subject" })
@@ -68,13 +77,13 @@ pub async fn unrestrict(records: &Records, by: &By, given: &Restrict) -> Result<
 async fn set(
     tx: &mut Connection,
     by: &By,
-    subject: &Subject,
+    (subject_id, is_restricted): (i64, bool),
     (given, restricted): (&Restrict, bool),
 ) -> Result<Restricted> {
     by.about("subject", SUBJECT);
     by.tell(reason(&given.reason)?);
-    if subject.restricted != restricted {
-        let row = diesel::update(subjects::table.find(subject.id));
+    if is_restricted != restricted {
+        let row = diesel::update(subjects::table.find(subject_id));
         if restricted {
             let now = sql::<Nullable<Timestamptz>>("clock_timestamp()");
             row.set(subjects::restricted_at.eq(now)).execute(tx).await?;
@@ -83,7 +92,7 @@ async fn set(
         }
     }
     if let Some(request_id) = &given.request_id {
-        attach(tx, request_id, subject.id, Done { method: by.method, id: None }).await?;
+        attach(tx, request_id, subject_id, Done { method: by.method, id: None }).await?;
     }
     Ok(Restricted { restricted })
 }

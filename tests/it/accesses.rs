@@ -200,3 +200,42 @@ fn a_restricted_person_is_accounted_for_and_the_command_tells_it() {
     assert!(page["next_cursor"].is_string());
     daemon.assert_well();
 }
+
+#[test]
+fn what_a_command_did_while_no_daemon_ran_tells_when_it_was_done() {
+    let world = World::new();
+    let daemon = daemon(&world);
+    daemon.ok("preferences.set", json!({ "user_id": "alice", "preferences": {} }));
+    let config = daemon.config.to_str().unwrap().to_owned();
+    daemon.stop();
+    let now = || {
+        world.sql("SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')")
+    };
+    let before = now();
+    let out = world.path("alice.zip");
+    let done = sidekeep(&["--config", &config, "export", "alice", "--out", out.to_str().unwrap()]);
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let after = now();
+    assert_eq!(world.sql("SELECT count(*) FROM audit_staged WHERE occurred_at <= staged_at"), "1");
+
+    let daemon = self::daemon(&world);
+    let mut client = daemon.client();
+    let asked = json!({ "action": "subject.export", "from": before, "to": after });
+    let entry = client.ok("audit.query", asked)["items"][0].clone();
+    let at = |name: &str| entry[name].as_str().unwrap().to_owned();
+    assert!(
+        before <= at("occurred_at") && at("occurred_at") <= after && after < at("recorded_at"),
+        "{entry}"
+    );
+    let accesses = client.ok("subject.accesses", json!({ "user_id": "alice", "from": before, "to": after }));
+    assert_eq!(accesses["items"].as_array().unwrap().len(), 1, "{accesses}");
+    assert_eq!(
+        (&accesses["items"][0]["id"], &accesses["items"][0]["when"]),
+        (&entry["id"], &entry["occurred_at"])
+    );
+    // What a daemon does itself is in the log at once, and needs no other time.
+    client.ok("preferences.set", json!({ "user_id": "alice", "preferences": { "a": 1 } }));
+    let set = client.ok("audit.query", json!({ "action": "preferences.set", "limit": 1 }));
+    assert_eq!(set["items"][0]["occurred_at"], Value::Null);
+    crate::holds::assert_intact(&daemon);
+}

@@ -47,7 +47,7 @@ pub fn rows(world: &World) -> String {
     world.sql(&format!("SELECT * FROM ({}) r ORDER BY 1", counts.join(" UNION ALL ")))
 }
 
-fn commitment(salt: &str, user_id: &str) -> String {
+pub fn commitment(salt: &str, user_id: &str) -> String {
     let key = hmac::Key::new(hmac::HMAC_SHA256, &STANDARD.decode(salt).unwrap());
     let mac = hmac::sign(&key, user_id.as_bytes());
     mac.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()

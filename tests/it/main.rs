@@ -29,6 +29,7 @@ mod backup_faults;
 mod backup_stores;
 mod bad_input;
 mod commands;
+mod damaged;
 mod dev;
 mod discover;
 mod doctor;

@@ -173,6 +173,7 @@ pub const TABLES: &[Table] = &[
             "outcome",
             "labels",
             "mac",
+            "occurred_at",
         ],
     },
     Table {

@@ -1,0 +1,1 @@
+ALTER TABLE audit_staged DROP COLUMN occurred_at;
