@@ -134,7 +134,8 @@ impl Jobs {
             Some(name) => Some(Job::find(name)?.name),
             None => None,
         };
-        let before: Option<(DateTime<Utc>, String)> = decode(asked.cursor.as_deref())?;
+        let of = ("job.history", name);
+        let before: Option<(DateTime<Utc>, String)> = decode(&of, asked.cursor.as_deref())?;
         let found = self.store().single(deadline, "jobs.history", async |connection| {
             let mut rows = job_runs::table
                 .select(Run::as_select())
@@ -159,7 +160,7 @@ impl Jobs {
         let last = found.last().filter(|_| more).map(|last| (last.due_at, last.run.clone()));
         Ok(Page {
             items: found.into_iter().map(Run::shown).collect(),
-            next_cursor: last.map(|key| encode(&key)).transpose()?,
+            next_cursor: last.map(|key| encode(&of, &key)).transpose()?,
         })
     }
 }

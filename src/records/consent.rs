@@ -426,7 +426,8 @@ impl Records {
     /// # Errors
     /// [`Error::Invalid`] for a cursor that is none.
     pub async fn consent_history(&self, by: &By, history: &History) -> Result<Page<Consent>> {
-        let after: Option<(DateTime<Utc>, i64)> = decode(history.cursor.as_deref())?;
+        let of = ("consent.history", &history.user_id, &history.consent_type);
+        let after: Option<(DateTime<Utc>, i64)> = decode(&of, history.cursor.as_deref())?;
         let found = self
             .store
             .snapshot(&by.deadline, "consent.history", async |connection| {
@@ -439,7 +440,7 @@ impl Records {
             .await?;
         let Some((subject, more, stored)) = found else { return Ok(Page::empty()) };
         let last = stored.last().filter(|_| more).map(|last| (last.given_at, last.number));
-        let next_cursor = last.map(|key| encode(&key)).transpose()?;
+        let next_cursor = last.map(|key| encode(&of, &key)).transpose()?;
         let items = stored.into_iter().map(|stored| stored.open(&subject)).collect::<Result<_>>()?;
         Ok(Page { items, next_cursor })
     }
