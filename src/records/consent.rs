@@ -410,7 +410,7 @@ impl Records {
                     ));
                 let sizes: Vec<i64> = latest.clone().select(size()).load(connection).await?;
                 if total(&sizes) > max {
-                    return Err(Error::TooLarge { what: "the answer; use consent.history".into(), max });
+                    return Err(Error::too_large_but("the answer", max, "use consent.history"));
                 }
                 let stored: Vec<Stored> = latest.select(Stored::as_select()).load(connection).await?;
                 Ok(Some((subject, stored)))

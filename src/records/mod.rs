@@ -270,7 +270,7 @@ impl Records {
         let max = self.limits.max_record_bytes.bytes();
         match json {
             Some(json) if u64::try_from(json.as_str().len()).unwrap_or(u64::MAX) > max => {
-                Err(Error::TooLarge { what: what.to_owned(), max })
+                Err(Error::too_large(what, max))
             }
             _ => Ok(()),
         }

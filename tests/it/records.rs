@@ -470,12 +470,9 @@ fn what_is_too_large_is_refused_and_what_is_long_is_paged() {
     }
     // A patch cannot make larger what may not be sent.
     client.ok("preferences.set", json!({ "user_id": "u", "preferences": { "a": "x".repeat(60_000) } }));
-    assert_eq!(
-        client
-            .err("preferences.update", json!({ "user_id": "u", "changes": { "b": "x".repeat(10_000) } }))
-            .kind(),
-        "too_large"
-    );
+    let changes = json!({ "b": "x".repeat(10_000) });
+    let error = client.err("preferences.update", json!({ "user_id": "u", "changes": changes }));
+    assert_eq!(error.kind(), "too_large");
     client.ok("conversation.create", json!({ "user_id": "u", "id": "c" }));
     for _ in 0..10 {
         client.ok(
@@ -483,7 +480,9 @@ fn what_is_too_large_is_refused_and_what_is_long_is_paged() {
             json!({ "id": "c", "messages": [{ "role": "user", "content": "y".repeat(50_000) }] }),
         );
     }
-    assert_eq!(client.err("conversation.get", json!({ "id": "c" })).kind(), "too_large");
+    let error = client.err("conversation.get", json!({ "id": "c" }));
+    let message = "the conversation is over its limit of 262144; use conversation.messages";
+    assert_eq!((error.kind(), &*error.message), ("too_large", message));
     let (mut count, mut cursor) = (0, Value::Null);
     loop {
         let page = client.ok("conversation.messages", json!({ "id": "c", "cursor": cursor }));

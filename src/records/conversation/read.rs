@@ -76,10 +76,7 @@ impl Records {
                     .first(connection)
                     .await?;
                 if u64::try_from(bytes).unwrap_or(u64::MAX) > max {
-                    return Err(Error::TooLarge {
-                        what: "the conversation; use conversation.messages".into(),
-                        max,
-                    });
+                    return Err(Error::too_large_but("the conversation", max, "use conversation.messages"));
                 }
                 let messages: Vec<message::Stored> = rows
                     .order(conversation_messages::position)
