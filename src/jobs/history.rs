@@ -1,9 +1,11 @@
 //! What `job.list` and `job.history` answer: the table of jobs with what ran last, and the runs, the newest first.
 
+use std::borrow::Cow;
+
 use chrono::{DateTime, Utc};
 use diesel::prelude::{BoolExpressionMethods, ExpressionMethods, QueryDsl, SelectableHelper};
 use diesel_async::RunQueryDsl;
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use super::asked::ASKED;
@@ -37,11 +39,27 @@ pub struct Listed {
     pub last_run: Option<JobRun>,
 }
 
+/// What there are runs of, as a schema tells it: jobs, and what runs only when somebody asks for it.
+#[derive(Debug)]
+enum RunName {}
+
+impl JsonSchema for RunName {
+    fn schema_name() -> Cow<'static, str> {
+        "RunName".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let names = JOBS.iter().map(|job| job.name).chain(ASKED.iter().map(|asked| asked.name));
+        json_schema!({ "type": "string", "enum": names.collect::<Vec<_>>() })
+    }
+}
+
 /// Parameters of `job.history`.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct History {
-    /// The runs of this job alone.
+    /// The runs of this job alone, or of a method whose work is followed here.
+    #[schemars(with = "Option<RunName>")]
     pub name: Option<String>,
     /// How many items at most.
     #[serde(default)]

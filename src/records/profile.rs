@@ -85,8 +85,10 @@ pub struct Update {
 #[derive(Default)]
 pub struct Changes {
     /// The new name.
+    #[schemars(with = "ShortText")]
     pub username: Change<ShortText>,
     /// The new address.
+    #[schemars(with = "ShortText")]
     pub email: Change<ShortText>,
     /// The new full name; null removes it.
     pub full_name: Change<ShortText>,

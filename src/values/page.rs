@@ -63,7 +63,7 @@ impl JsonSchema for Limit {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "integer", "minimum": 1, "maximum": 1000, "default": 100 })
+        json_schema!({ "type": ["integer", "null"], "minimum": 1, "maximum": 1000, "default": 100 })
     }
 }
 

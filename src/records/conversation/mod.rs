@@ -84,6 +84,7 @@ pub struct Create {
     pub title: Option<ShortText>,
     /// Its first messages.
     #[serde(default, deserialize_with = "crate::values::or_default")]
+    #[schemars(with = "Option<Vec<Message>>")]
     pub messages: Vec<Message>,
     /// Whatever the application adds.
     pub metadata: Option<Json>,
@@ -98,6 +99,7 @@ pub struct Append {
     /// The conversation.
     pub id: RecordId,
     /// The messages; one with an id that is there already is skipped.
+    #[schemars(length(min = 1))]
     pub messages: Vec<Message>,
 }
 
@@ -129,10 +131,12 @@ pub struct Changes {
     /// The new title; null removes it.
     pub title: Change<ShortText>,
     /// Whether it is put aside.
+    #[schemars(with = "bool")]
     pub archived: Change<bool>,
     /// A patch on the metadata; null removes them.
     pub metadata: Change<Json>,
     /// All of the messages.
+    #[schemars(with = "Vec<Message>")]
     pub messages: Change<Vec<Message>>,
     /// When the latest message was sent; null when there is none.
     pub last_message_at: Change<Timestamp>,

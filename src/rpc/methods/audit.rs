@@ -23,6 +23,7 @@ use crate::rpc::params::None;
 #[serde(deny_unknown_fields)]
 struct Many {
     /// At most 1000, appended all or none.
+    #[schemars(length(min = 1, max = APPEND_MANY))]
     entries: Vec<Append>,
 }
 
