@@ -364,6 +364,10 @@ fn what_a_schema_takes_the_call_takes_and_what_it_refuses_too() {
         for (own, schema, value) in tried {
             let mut params = example.clone();
             params[own] = value.clone();
+            if own == "changes" {
+                // What was tried before may have made another version.
+                params.as_object_mut().unwrap().remove("expected_version");
+            }
             let fits = schemas.problem(schema, &value).is_none();
             let refused = match client.call(name, params) {
                 // What is wrong without the one that is null is not what is looked for.

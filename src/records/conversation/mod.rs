@@ -131,11 +131,13 @@ pub struct Changes {
     /// The new title; null removes it.
     pub title: Change<ShortText>,
     /// Whether it is put aside.
+    #[serde(deserialize_with = "super::stays")]
     #[schemars(with = "bool")]
     pub archived: Change<bool>,
     /// A patch on the metadata; null removes them.
     pub metadata: Change<Json>,
     /// All of the messages.
+    #[serde(deserialize_with = "super::stays")]
     #[schemars(with = "Vec<Message>")]
     pub messages: Change<Vec<Message>>,
     /// When the latest message was sent; null when there is none.
@@ -280,7 +282,7 @@ impl Records {
             expect_version(update.expected_version, stored.version)?;
             let mut conversation = stored.open(subject)?;
             self.patch_conversation(&mut conversation, &update.changes)?;
-            if let Some(messages) = update.changes.messages.clone().required("messages")? {
+            if let Some(messages) = update.changes.messages.clone().set() {
                 let rows = conversation_messages::table
                     .filter(conversation_messages::conversation_id.eq(&conversation.id));
                 diesel::delete(rows).execute(tx).await?;
@@ -304,7 +306,7 @@ impl Records {
             Change::Remove => conversation.title = None,
             Change::Set(title) => conversation.title = Some(title.as_str().to_owned()),
         }
-        if let Some(archived) = changes.archived.clone().required("archived")? {
+        if let Some(archived) = changes.archived.clone().set() {
             conversation.archived = archived;
         }
         match changes.last_message_at {
