@@ -58,12 +58,14 @@ pub enum Error {
     #[error("the processing of this person's data is restricted")]
     Restricted,
     /// A message, record or answer is over its limit.
-    #[error("{what} is over its limit of {max}")]
+    #[error("{what} is over its limit of {max}{}", advised(*.instead))]
     TooLarge {
         /// What is too large.
         what: String,
         /// The limit: bytes, or a number of items.
         max: u64,
+        /// What to do instead, where there is something.
+        instead: Option<&'static str>,
     },
     /// A queue or pool was full for longer than the caller may wait. Nothing was done.
     #[error("too busy: {what}")]
@@ -99,6 +101,16 @@ impl Error {
         Self::Invalid { field: field.into(), message: message.into() }
     }
 
+    /// Something over its limit, where there is nothing to do but to send less.
+    pub fn too_large(what: impl Into<String>, max: u64) -> Self {
+        Self::TooLarge { what: what.into(), max, instead: None }
+    }
+
+    /// Something over its limit, and what to do instead.
+    pub fn too_large_but(what: impl Into<String>, max: u64, instead: &'static str) -> Self {
+        Self::TooLarge { what: what.into(), max, instead: Some(instead) }
+    }
+
     /// A conflict that is not about versions.
     pub fn conflict(message: impl Into<String>) -> Self {
         Self::Conflict { message: message.into(), current_version: None }
@@ -122,6 +134,10 @@ fn none_of(what: &str) -> String {
         "dump" => "there is no such dump; `sidekeep backup list` names them".to_owned(),
         _ => format!("there is no such {what}"),
     }
+}
+
+fn advised(instead: Option<&str>) -> String {
+    instead.map(|instead| format!("; {instead}")).unwrap_or_default()
 }
 
 fn place(object: Option<&str>) -> String {

@@ -140,7 +140,9 @@ impl Log {
     /// [`crate::error::Error::Invalid`] for a cursor that is none.
     pub async fn accesses(&self, by: &By, asked: &Accesses) -> Result<Page<Access>> {
         in_order(asked.from, asked.to)?;
-        let before: Option<Key> = decode(asked.cursor.as_deref())?;
+        // The ends of a time may move from page to page.
+        let of = ("subject.accesses", &asked.user_id);
+        let before: Option<Key> = decode(&of, asked.cursor.as_deref())?;
         self.drained(&by.deadline).await?;
         let found = self
             .store
@@ -176,7 +178,7 @@ impl Log {
             actor.user_id().map(str::to_owned)
         };
         let items = touches.into_iter().map(|touch| touch.shown(asked.user_id.as_str(), name)).collect();
-        Ok(Page { items, next_cursor: last.map(|key| encode(&key)).transpose()? })
+        Ok(Page { items, next_cursor: last.map(|key| encode(&of, &key)).transpose()? })
     }
 }
 

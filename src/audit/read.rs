@@ -128,6 +128,15 @@ macro_rules! filter_of {
 }
 filter_of!(Query, Tail);
 
+impl Query {
+    /// What a cursor belongs to; the ends of a time may move from page to page.
+    fn lists(&self) -> impl Serialize {
+        let persons = (&self.user_id, &self.subject_user_id);
+        let what = (&self.action, &self.resource_type, &self.resource_id, self.outcome, &self.labels);
+        ("audit.query", persons, what)
+    }
+}
+
 type Key = (DateTime<Utc>, i32, i64);
 
 impl Log {
@@ -194,7 +203,8 @@ impl Log {
     /// # Errors
     /// [`Error::Invalid`] for a cursor that is none.
     pub async fn query(&self, by: &By, query: &Query, max_bytes: u64) -> Result<Page<Shown>> {
-        let before: Option<Key> = decode(query.cursor.as_deref())?;
+        let of = query.lists();
+        let before: Option<Key> = decode(&of, query.cursor.as_deref())?;
         self.drained(&by.deadline).await?;
         let filter = query.filter();
         let found = self
@@ -231,7 +241,7 @@ impl Log {
         let (more, stored) = found;
         let last = stored.last().filter(|_| more).map(|last| (last.recorded_at, last.stream, last.position));
         let items = self.open_all(by, stored).await?;
-        Ok(Page { items, next_cursor: last.map(|key| encode(&key)).transpose()? })
+        Ok(Page { items, next_cursor: last.map(|key| encode(&of, &key)).transpose()? })
     }
 
     async fn open_all(&self, by: &By, stored: Vec<Stored>) -> Result<Vec<Shown>> {

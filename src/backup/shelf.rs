@@ -173,7 +173,8 @@ impl Shelf {
     /// # Errors
     /// [`Error::Invalid`] for a cursor that is none; the destination's.
     pub async fn list(&self, asked: &List) -> Result<Page<Item>> {
-        let before: Option<String> = decode(asked.cursor.as_deref())?;
+        let of = "backup.list";
+        let before: Option<String> = decode(&of, asked.cursor.as_deref())?;
         let mut names = self.names().await?;
         names.retain(|name| before.as_ref().is_none_or(|before| name < before));
         let (mut items, most) = (Vec::new(), asked.limit.items());
@@ -186,7 +187,7 @@ impl Shelf {
         }
         let more = items.len() > most;
         items.truncate(most);
-        let last = items.last().filter(|_| more).map(|last| encode(&last.name)).transpose()?;
+        let last = items.last().filter(|_| more).map(|last| encode(&of, &last.name)).transpose()?;
         Ok(Page { items, next_cursor: last })
     }
 

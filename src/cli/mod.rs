@@ -103,7 +103,7 @@ pub fn refuse(refused: &clap::Error) -> u8 {
 fn dispatch(command: Command, global: &Global) -> anyhow::Result<()> {
     match command {
         Command::Serve(args) => serve::run(args, global),
-        Command::Setup(args) => setup::run(args),
+        Command::Setup(args) => setup::run(args, global),
         Command::Dev(args) => dev::run(args),
         Command::Migrate(args) => migrate::run(args, global),
         Command::Call(args) => call::run(args, global),

@@ -1,16 +1,17 @@
 //! `sidekeep setup`: what the daemon needs on a fresh host, made once; a second run changes nothing that works.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
+use serde::Serialize;
 use zeroize::Zeroizing;
 
 use self::admin::Admin;
 use self::place::Place;
 use super::exit::{Code, coded};
 use super::migrate::migrate;
-use super::output;
+use super::{Global, output};
 use crate::config;
 use crate::keyring::{SigningKey, kek};
 
@@ -42,7 +43,7 @@ pub(super) struct Args {
     prefix: Option<PathBuf>,
 }
 
-pub(super) fn run(args: Args) -> anyhow::Result<()> {
+pub(super) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
     let place = Place::new(args.prefix.as_deref())?;
     let admin = match &args.admin_url_file {
         Some(file) => Admin::by_url_file(file)?,
@@ -51,7 +52,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     admin.check()?;
     check_configured(&place)?;
     place.make_directories()?;
-    let setup = Setup { admin, place, changed: Cell::new(false) };
+    let setup = Setup { admin, place, done: Done::new(global.json) };
     setup.make_database()?;
     setup.make_key()?;
     setup.make_signing_key()?;
@@ -60,6 +61,53 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     setup.make_configuration()?;
     setup.migrate()?;
     setup.end()
+}
+
+/// What was done, in order: told line by line as it is done, and with `--json` as one object at the end.
+#[derive(Debug)]
+struct Done {
+    json: bool,
+    steps: RefCell<Vec<Step>>,
+}
+
+/// One thing that the daemon needs.
+#[derive(Debug, Serialize)]
+struct Step {
+    /// What it is.
+    what: String,
+    /// False when it was there and was kept.
+    made: bool,
+}
+
+impl Done {
+    fn new(json: bool) -> Self {
+        Self { json, steps: RefCell::default() }
+    }
+
+    fn step(&self, what: &str, made: bool) -> anyhow::Result<()> {
+        let text = format!("{}  {what}", if made { "made" } else { "kept" });
+        if self.json {
+            output::note(&text);
+        } else {
+            output::line(&text)?;
+        }
+        self.steps.borrow_mut().push(Step { what: what.to_owned(), made });
+        Ok(())
+    }
+
+    /// Says what is left to do.
+    fn end(&self, next: &[String]) -> anyhow::Result<()> {
+        let steps = self.steps.borrow();
+        let changed = steps.iter().any(|step| step.made);
+        if self.json {
+            let done = serde_json::json!({ "changed": changed, "steps": *steps, "next": next });
+            return Ok(output::line(&done.to_string())?);
+        }
+        if !changed {
+            output::line("Everything was in place; nothing was changed.")?;
+        }
+        Ok(output::line(&next.join("\n"))?)
+    }
 }
 
 /// A host that was configured by hand for a database of its own is left alone.
@@ -89,7 +137,7 @@ fn check_configured(place: &Place) -> anyhow::Result<()> {
 struct Setup {
     admin: Admin,
     place: Place,
-    changed: Cell<bool>,
+    done: Done,
 }
 
 /// How a file is written, which decides who may read it.
@@ -97,12 +145,11 @@ type Write = fn(&Place, &Path, &[u8]) -> anyhow::Result<()>;
 
 impl Setup {
     fn made(&self, what: &str) -> anyhow::Result<()> {
-        self.changed.set(true);
-        Ok(output::line(&format!("made  {what}"))?)
+        self.done.step(what, true)
     }
 
     fn kept(&self, what: &str) -> anyhow::Result<()> {
-        Ok(output::line(&format!("kept  {what}"))?)
+        self.done.step(what, false)
     }
 
     fn make_database(&self) -> anyhow::Result<()> {
@@ -212,20 +259,19 @@ impl Setup {
     }
 
     fn end(&self) -> anyhow::Result<()> {
-        if !self.changed.get() {
-            output::line("Everything was in place; nothing was changed.")?;
-        }
+        let mut next = Vec::new();
         if !self.admin.is_local() {
-            output::line(
+            next.push(
                 "The packaged unit lets the daemon reach this host alone; for a database elsewhere allow its addresses: \
-                 /usr/share/doc/sidekeep/examples/remote-database.conf",
-            )?;
+                 /usr/share/doc/sidekeep/examples/remote-database.conf"
+                    .to_owned(),
+            );
         }
-        output::line(&format!(
-            "Keep a copy of {} where the database's backups are not: without it nothing opens again.\n\
-             Next: systemctl enable --now sidekeep.socket sidekeep.service",
+        next.push(format!(
+            "Keep a copy of {} where the database's backups are not: without it nothing opens again.",
             self.place.kek.display()
-        ))?;
-        Ok(())
+        ));
+        next.push("Next: systemctl enable --now sidekeep.socket sidekeep.service".to_owned());
+        self.done.end(&next)
     }
 }

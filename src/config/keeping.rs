@@ -2,10 +2,12 @@
 
 use chrono::{DateTime, Datelike as _, Days, Months, NaiveDate, TimeDelta, Utc};
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de};
 
 use super::{Destination, Jobs, Period, Recipient, SecretFile, UrlOrFile};
 
+/// The most dumps of one kind.
+const MOST: u32 = 1000;
 const HOUR: u64 = 3600;
 const DAY: u64 = 24 * HOUR;
 /// In days.
@@ -79,11 +81,21 @@ pub struct Backup {
 #[serde(default, deny_unknown_fields)]
 pub struct Keep {
     /// Days.
+    #[serde(deserialize_with = "count")]
     pub daily: u32,
     /// Weeks (ISO 8601).
+    #[serde(deserialize_with = "count")]
     pub weekly: u32,
     /// Months.
+    #[serde(deserialize_with = "count")]
     pub monthly: u32,
+}
+
+/// A number of dumps; serde's own words for one that is too large would name a type of Rust.
+fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    let given = u64::deserialize(deserializer)?;
+    let within = u32::try_from(given).ok().filter(|count| *count <= MOST);
+    within.ok_or_else(|| de::Error::custom(format_args!("must be from 0 to {MOST}, and is {given}")))
 }
 
 impl Default for Keep {

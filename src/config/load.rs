@@ -222,7 +222,7 @@ impl Sources {
     fn finish(mut self, main: &Path) -> Result<Loaded, ConfigError> {
         let Some(mut config) = self.merge(main) else { return Err(ConfigError::new(self.problems)) };
         self.imply_tls(&mut config);
-        for (key, message) in rules::check(&config, &self.broken, !self.partial) {
+        for (key, message) in rules::check(&config, &self.origins, &self.broken, !self.partial) {
             let at = self.place(&key, main);
             self.problems.push(Problem { at, key, message });
         }

@@ -2,12 +2,13 @@
 
 mod keeping;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 pub use keeping::is_safe;
 
+use super::problem::Origin;
 use super::url::Parsed;
 use super::{AccessRule, Config, NameOrId, Period, SecretFile, Size, UrlOrFile};
 
@@ -32,14 +33,20 @@ pub(super) type Breach = (String, String);
 /// One look at a configuration.
 struct Rules<'a> {
     config: &'a Config,
+    set: &'a BTreeMap<String, Origin>,
     broken: &'a BTreeSet<String>,
     breaches: Vec<Breach>,
 }
 
-/// Checks every rule whose keys are sound: what was refused already is in `broken`, and causes no second complaint. Where the
-/// sources are not `complete`, nothing is said to be missing.
-pub(super) fn check(config: &Config, broken: &BTreeSet<String>, complete: bool) -> Vec<Breach> {
-    let mut rules = Rules { config, broken, breaches: Vec::new() };
+/// Checks every rule whose keys are sound: what was refused already is in `broken`, and causes no second complaint. The keys
+/// that the sources `set` are blamed before defaults. Where the sources are not `complete`, nothing is said to be missing.
+pub(super) fn check(
+    config: &Config,
+    set: &BTreeMap<String, Origin>,
+    broken: &BTreeSet<String>,
+    complete: bool,
+) -> Vec<Breach> {
+    let mut rules = Rules { config, set, broken, breaches: Vec::new() };
     rules.socket();
     rules.sizes();
     rules.counts();
@@ -57,11 +64,27 @@ impl Rules<'_> {
         keys.iter().all(|key| !self.broken.contains(*key))
     }
 
+    /// Whether neither the key nor what it stands in is broken already.
+    fn whole(&self, key: &str) -> bool {
+        let mut above = key.match_indices(['.', '[']).filter_map(|(at, _)| key.get(..at));
+        self.sound(&[key]) && above.all(|above| self.sound(&[above]))
+    }
+
     /// Complains about `key`, unless it or its section is broken already.
     fn refuse(&mut self, key: &str, message: impl Into<String>) {
-        let ancestors = key.match_indices(['.', '[']).filter_map(|(at, _)| key.get(..at));
-        if self.sound(&[key]) && ancestors.into_iter().all(|above| self.sound(&[above])) {
+        if self.whole(key) {
             self.breaches.push((key.to_owned(), message.into()));
+        }
+    }
+
+    /// Complains about `key`, which does not go with one of `others`: about that one, where `key` has its default and only
+    /// the other was set.
+    fn refuse_beside(&mut self, key: &str, others: &[&str], message: &str) {
+        match others.iter().find(|other| self.set.contains_key(**other)) {
+            Some(other) if !self.set.contains_key(key) && self.whole(key) => {
+                self.refuse(other, format!("{key}, at its default, {message}"));
+            }
+            _ => self.refuse(key, message),
         }
     }
 
@@ -112,7 +135,7 @@ impl Rules<'_> {
                     "is {value}, too little for a record of limits.max_record_bytes ({}) and {ENVELOPE} around it",
                     limits.max_record_bytes
                 );
-                self.refuse(key, message);
+                self.refuse_beside(key, &["limits.max_record_bytes"], &message);
             }
         }
         let most = socket.max_message_bytes.max(limits.max_answer_bytes);
@@ -123,7 +146,11 @@ impl Rules<'_> {
                 "is {}, less than the largest message or answer ({most}), which could then never pass",
                 limits.buffered_bytes
             );
-            self.refuse("limits.buffered_bytes", message);
+            let mut larger = ["socket.max_message_bytes", "limits.max_answer_bytes"];
+            if limits.max_answer_bytes > socket.max_message_bytes {
+                larger.reverse();
+            }
+            self.refuse_beside("limits.buffered_bytes", &larger, &message);
         }
     }
 
@@ -135,6 +162,7 @@ impl Rules<'_> {
             ("limits.calls", limits.calls, 1_000_000),
             ("limits.calls_per_connection", limits.calls_per_connection, 100_000),
             ("database.pool", self.config.database.pool, 1000),
+            ("audit.streams", self.config.audit.streams, 64),
         ];
         for (key, value, max) in ranges {
             if value == 0 || value > max {
@@ -146,7 +174,7 @@ impl Rules<'_> {
                 "is {}, more than limits.calls ({}) allows over all connections",
                 limits.calls_per_connection, limits.calls
             );
-            self.refuse("limits.calls_per_connection", message);
+            self.refuse_beside("limits.calls_per_connection", &["limits.calls"], &message);
         }
     }
 
@@ -159,6 +187,7 @@ impl Rules<'_> {
             ("limits.write_timeout", limits.write_timeout, MILLISECOND),
             ("database.connect_timeout", database.connect_timeout, MILLISECOND),
             ("database.acquire_timeout", database.acquire_timeout, MILLISECOND),
+            ("audit.max_wait", self.config.audit.max_wait, MILLISECOND),
         ];
         for (key, value, min) in ranges {
             if value < min || value > HOUR {
@@ -296,6 +325,11 @@ impl Rules<'_> {
 
     fn audit(&mut self) {
         let audit = &self.config.audit;
+        let (least, most) = (Period::seconds(1), Period::YEAR);
+        if !(least..=most).contains(&audit.idempotency) {
+            let message = format!("must be from {least} to {most}, and is {}", audit.idempotency);
+            self.refuse("audit.idempotency", message);
+        }
         let Some(program) = audit.publish_command.first() else { return };
         if let Some(message) = path_fault(Path::new(program)) {
             self.refuse("audit.publish_command[0]", message);

@@ -84,7 +84,7 @@ impl Parsed {
         let separator = if kept.is_empty() { "" } else { "?" };
         let url = Zeroizing::new(format!("{base}{separator}{}", kept.join("&")));
         let config = tokio_postgres::Config::from_str(&url)
-            .map_err(|error| format!("is not a URL of PostgreSQL, {FORM}{}", reason(&error)))?;
+            .map_err(|error| format!("is not a URL of PostgreSQL, {FORM}{}", reason(&error, base, query)))?;
         let hosts = config.get_hosts();
         if hosts.is_empty() && config.get_hostaddrs().is_empty() {
             return Err(format!("names no host; write one, or the directory of a socket: {FORM}"));
@@ -155,13 +155,22 @@ fn stays_here(host: &Host) -> bool {
     }
 }
 
-/// The driver names the option at fault, and of a value nothing; an unknown option may be a piece of a password.
-fn reason(error: &tokio_postgres::Error) -> String {
-    std::error::Error::source(error)
-        .map(ToString::to_string)
-        .filter(|cause| cause.starts_with("invalid value for option"))
-        .map(|cause| format!(": {cause}"))
-        .unwrap_or_default()
+/// The driver names the option at fault, and of a value nothing. An unknown option may be a piece of a password that has a
+/// question mark: it is named where the password cannot reach so far.
+fn reason(error: &tokio_postgres::Error, base: &str, query: &str) -> String {
+    let Some(cause) = std::error::Error::source(error).map(ToString::to_string) else { return String::new() };
+    if cause.starts_with("invalid value for option") {
+        return format!(": {cause}");
+    }
+    let login = base.split_once("://").map_or(base, |(_, login)| login);
+    // Behind the one @ that there is; or there is neither that nor a colon, and so no password.
+    let apart = !query.contains('@') && login.matches('@').count() == usize::from(login.contains([':', '@']));
+    match cause.strip_prefix("unknown option `").and_then(|name| name.strip_suffix('`')) {
+        Some(name) if apart && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') => {
+            format!(": it has no option {name}")
+        }
+        _ => String::new(),
+    }
 }
 
 /// Why there is no URL to connect to.
@@ -361,6 +370,16 @@ mod tests {
     }
 
     #[test]
+    fn an_unknown_option_is_named() {
+        for url in
+            ["postgresql://a@db/x?bogus=1", "postgresql://a:b@db:5432/x?bogus=1", "postgresql://db/x?bogus=1"]
+        {
+            let error = Parsed::read(url).unwrap_err();
+            assert!(error.ends_with(": it has no option bogus"), "{url}: {error}");
+        }
+    }
+
+    #[test]
     fn an_error_never_quotes_the_url() {
         for url in [
             "hunter2",
@@ -368,6 +387,8 @@ mod tests {
             "postgresql://a:hunter2@db:x/",
             "postgresql://a:hunter2@/x",
             "postgresql://a:b?hunter2=1",
+            "postgresql://a:b@c?hunter2=1@db/x",
+            "postgresql://a:b@c@d?hunter2=1",
             "postgresql://a@db/x?port=hunter2",
             "postgresql://a:hunter2 @db",
         ] {

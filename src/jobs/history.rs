@@ -1,9 +1,11 @@
 //! What `job.list` and `job.history` answer: the table of jobs with what ran last, and the runs, the newest first.
 
+use std::borrow::Cow;
+
 use chrono::{DateTime, Utc};
 use diesel::prelude::{BoolExpressionMethods, ExpressionMethods, QueryDsl, SelectableHelper};
 use diesel_async::RunQueryDsl;
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use super::asked::ASKED;
@@ -37,11 +39,27 @@ pub struct Listed {
     pub last_run: Option<JobRun>,
 }
 
+/// What there are runs of, as a schema tells it: jobs, and what runs only when somebody asks for it.
+#[derive(Debug)]
+enum RunName {}
+
+impl JsonSchema for RunName {
+    fn schema_name() -> Cow<'static, str> {
+        "RunName".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let names = JOBS.iter().map(|job| job.name).chain(ASKED.iter().map(|asked| asked.name));
+        json_schema!({ "type": "string", "enum": names.collect::<Vec<_>>() })
+    }
+}
+
 /// Parameters of `job.history`.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct History {
-    /// The runs of this job alone.
+    /// The runs of this job alone, or of a method whose work is followed here.
+    #[schemars(with = "Option<RunName>")]
     pub name: Option<String>,
     /// How many items at most.
     #[serde(default)]
@@ -134,7 +152,8 @@ impl Jobs {
             Some(name) => Some(Job::find(name)?.name),
             None => None,
         };
-        let before: Option<(DateTime<Utc>, String)> = decode(asked.cursor.as_deref())?;
+        let of = ("job.history", name);
+        let before: Option<(DateTime<Utc>, String)> = decode(&of, asked.cursor.as_deref())?;
         let found = self.store().single(deadline, "jobs.history", async |connection| {
             let mut rows = job_runs::table
                 .select(Run::as_select())
@@ -159,7 +178,7 @@ impl Jobs {
         let last = found.last().filter(|_| more).map(|last| (last.due_at, last.run.clone()));
         Ok(Page {
             items: found.into_iter().map(Run::shown).collect(),
-            next_cursor: last.map(|key| encode(&key)).transpose()?,
+            next_cursor: last.map(|key| encode(&of, &key)).transpose()?,
         })
     }
 }

@@ -25,10 +25,12 @@ pub use history::{History, Listed, Standing, standing};
 pub use schedule::Schedule;
 pub use scheduler::{Jobs, LastRun};
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
 use crate::app::App;
 use crate::config;
@@ -161,6 +163,20 @@ pub static JOBS: [Job; 8] = [
         },
     },
 ];
+
+/// The name of a job, as a schema tells it; [`Job::find`] is what reads one.
+#[derive(Debug)]
+pub enum JobName {}
+
+impl JsonSchema for JobName {
+    fn schema_name() -> Cow<'static, str> {
+        "JobName".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "enum": JOBS.each_ref().map(|job| job.name) })
+    }
+}
 
 impl Job {
     /// A job by its name.

@@ -410,7 +410,7 @@ impl Records {
                     ));
                 let sizes: Vec<i64> = latest.clone().select(size()).load(connection).await?;
                 if total(&sizes) > max {
-                    return Err(Error::TooLarge { what: "the answer; use consent.history".into(), max });
+                    return Err(Error::too_large_but("the answer", max, "use consent.history"));
                 }
                 let stored: Vec<Stored> = latest.select(Stored::as_select()).load(connection).await?;
                 Ok(Some((subject, stored)))
@@ -426,7 +426,8 @@ impl Records {
     /// # Errors
     /// [`Error::Invalid`] for a cursor that is none.
     pub async fn consent_history(&self, by: &By, history: &History) -> Result<Page<Consent>> {
-        let after: Option<(DateTime<Utc>, i64)> = decode(history.cursor.as_deref())?;
+        let of = ("consent.history", &history.user_id, &history.consent_type);
+        let after: Option<(DateTime<Utc>, i64)> = decode(&of, history.cursor.as_deref())?;
         let found = self
             .store
             .snapshot(&by.deadline, "consent.history", async |connection| {
@@ -439,7 +440,7 @@ impl Records {
             .await?;
         let Some((subject, more, stored)) = found else { return Ok(Page::empty()) };
         let last = stored.last().filter(|_| more).map(|last| (last.given_at, last.number));
-        let next_cursor = last.map(|key| encode(&key)).transpose()?;
+        let next_cursor = last.map(|key| encode(&of, &key)).transpose()?;
         let items = stored.into_iter().map(|stored| stored.open(&subject)).collect::<Result<_>>()?;
         Ok(Page { items, next_cursor })
     }

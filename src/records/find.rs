@@ -138,7 +138,7 @@ impl Records {
         }
         if found.len() > FOUND {
             let max = u64::try_from(FOUND).map_err(Error::internal)?;
-            return Err(Error::TooLarge { what: "the number of people who are found".into(), max });
+            return Err(Error::too_large("the number of people who are found", max));
         }
         let mut items = Vec::with_capacity(found.len());
         for (person, sealed) in found {

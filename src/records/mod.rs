@@ -301,7 +301,7 @@ impl Records {
         let max = self.limits.max_record_bytes.bytes();
         match json {
             Some(json) if u64::try_from(json.as_str().len()).unwrap_or(u64::MAX) > max => {
-                Err(Error::TooLarge { what: what.to_owned(), max })
+                Err(Error::too_large(what, max))
             }
             _ => Ok(()),
         }
@@ -341,13 +341,20 @@ pub enum Change<T> {
 }
 
 impl<T> Change<T> {
-    /// The new value of a member that must not be taken out.
-    fn required(self, field: &'static str) -> Result<Option<T>> {
+    /// The new value, if there is one.
+    fn set(self) -> Option<T> {
         match self {
-            Self::Keep => Ok(None),
-            Self::Set(value) => Ok(Some(value)),
-            Self::Remove => Err(Error::invalid(format!("changes.{field}"), "cannot be removed")),
+            Self::Set(value) => Some(value),
+            Self::Keep | Self::Remove => None,
         }
+    }
+}
+
+/// Reads the new value of a member that cannot be taken out; whether there is such a record does not matter to that.
+fn stays<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Change<T>, D::Error> {
+    match Change::deserialize(deserializer)? {
+        Change::Remove => Err(serde::de::Error::custom("cannot be removed")),
+        change => Ok(change),
     }
 }
 

@@ -85,8 +85,12 @@ pub struct Update {
 #[derive(Default)]
 pub struct Changes {
     /// The new name.
+    #[serde(deserialize_with = "super::stays")]
+    #[schemars(with = "ShortText")]
     pub username: Change<ShortText>,
     /// The new address.
+    #[serde(deserialize_with = "super::stays")]
+    #[schemars(with = "ShortText")]
     pub email: Change<ShortText>,
     /// The new full name; null removes it.
     pub full_name: Change<ShortText>,
@@ -211,10 +215,10 @@ impl Records {
     }
 
     fn patch(&self, mut profile: Profile, changes: Changes) -> Result<Profile> {
-        if let Some(username) = changes.username.required("username")? {
+        if let Some(username) = changes.username.set() {
             profile.username = username.into_string();
         }
-        if let Some(email) = changes.email.required("email")? {
+        if let Some(email) = changes.email.set() {
             profile.email = email.into_string();
         }
         match changes.full_name {

@@ -290,7 +290,7 @@ impl Calls {
         }
         let max = self.app.config.limits.max_answer_bytes.bytes();
         if u64::try_from(result.get().len()).unwrap_or(u64::MAX) > max && !entry.uncounted {
-            return Err(Error::TooLarge { what: "the answer; ask for fewer items with limit".into(), max });
+            return Err(Error::too_large_but("the answer", max, "ask for fewer items with limit"));
         }
         Ok(result)
     }

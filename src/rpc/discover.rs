@@ -29,7 +29,7 @@ pub fn document(methods: &Methods) -> Value {
 
 fn method(entry: &Entry, generator: &mut SchemaGenerator) -> Value {
     let (params, result) = (entry.schemas)(generator);
-    let context = generator.subschema_for::<Context>();
+    let context = generator.subschema_for::<Option<Context>>();
     let about = &entry.about;
     let read = |text: &str| serde_json::from_str::<Value>(text).unwrap_or_default();
     let (example, answer) = (read(about.example.0), read(about.example.1));
@@ -66,6 +66,7 @@ fn parameters(params: &Schema, context: &Schema) -> Vec<Value> {
         .iter()
         .map(|(name, schema)| {
             let summary = schema.get("description").cloned().unwrap_or_default();
+            let schema = bounded(schema.clone());
             json!({ "name": name, "summary": summary, "required": required.contains(&name.as_str()), "schema": schema })
         })
         .collect();
@@ -75,6 +76,31 @@ fn parameters(params: &Schema, context: &Schema) -> Vec<Value> {
         json!({ "name": "context", "summary": "For whom and why.", "required": false, "schema": context }),
     );
     list
+}
+
+/// The schema of a parameter, in which numbers have the bounds of the type that reads them.
+fn bounded(mut schema: Value) -> Value {
+    let bounds = match schema.get("format").and_then(Value::as_str) {
+        Some("int16") => Some((json!(i16::MIN), json!(i16::MAX))),
+        Some("int32") => Some((json!(i32::MIN), json!(i32::MAX))),
+        Some("int64") => Some((json!(i64::MIN), json!(i64::MAX))),
+        Some("uint16") => Some((json!(0), json!(u16::MAX))),
+        Some("uint32") => Some((json!(0), json!(u32::MAX))),
+        Some("uint64" | "uint") => Some((json!(0), json!(u64::MAX))),
+        _ => None,
+    };
+    match &mut schema {
+        Value::Object(members) => {
+            if let Some((least, most)) = bounds {
+                members.entry("minimum").or_insert(least);
+                members.entry("maximum").or_insert(most);
+            }
+            members.values_mut().for_each(|member| *member = bounded(member.take()));
+        }
+        Value::Array(items) => items.iter_mut().for_each(|item| *item = bounded(item.take())),
+        _ => {}
+    }
+    schema
 }
 
 fn errors(kinds: &[Kind]) -> Vec<Value> {

@@ -140,7 +140,7 @@ pub(super) fn internal_error() -> ErrorObjectOwned {
 /// A message, batch or answer over its limit.
 pub(super) fn too_large(what: &str, max: usize) -> ErrorObjectOwned {
     let max = u64::try_from(max).unwrap_or(u64::MAX);
-    object(&Error::TooLarge { what: what.to_owned(), max }, "")
+    object(&Error::too_large(what, max), "")
 }
 
 /// No room, for now.

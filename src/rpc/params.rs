@@ -67,8 +67,27 @@ fn fields<T: DeserializeOwned>(base: &str, text: &str) -> Result<T> {
     serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
         let path = if path == "." { String::new() } else { path };
+        let fault = plain(error.inner());
+        let fault = match found(text, &path) {
+            Some(found) if fault == "must be text" => format!("{fault}, and is {found}"),
+            _ => fault,
+        };
         let path = [base, &path].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(".");
-        located(&path, &plain(error.inner()))
+        located(&path, &fault)
+    })
+}
+
+/// What kind of value stands at a path, where serde does not say it.
+fn found(text: &str, path: &str) -> Option<&'static str> {
+    let value: serde_json::Value = serde_json::from_str(text).ok()?;
+    let pointer = path.replace('[', ".").replace(']', "").replace('.', "/");
+    Some(match value.pointer(&format!("/{pointer}"))? {
+        serde_json::Value::Null => "null",
+        serde_json::Value::Bool(_) => "true or false",
+        serde_json::Value::Number(_) => "a number",
+        serde_json::Value::String(_) => "text",
+        serde_json::Value::Array(_) => "an array",
+        serde_json::Value::Object(_) => "an object",
     })
 }
 
@@ -106,6 +125,7 @@ mod tests {
     use super::read;
     use crate::error::Error;
     use crate::records::{conversation, profile};
+    use crate::subjects::{erase, request};
     use serde_json::value::RawValue;
 
     fn field<P: serde::de::DeserializeOwned + std::fmt::Debug>(params: &str) -> (String, String) {
@@ -135,6 +155,15 @@ mod tests {
         }
         assert_eq!(field::<profile::Update>(r#"{"user_id":"a","changes":{"emial":"x"}}"#).0, "changes.emial");
         assert_eq!(field::<profile::Update>(r#"{"user_id":"a","changes":["x"]}"#).0, "changes");
+        let kind = field::<request::Open>(r#"{"user_id":"a","kind":null}"#);
+        assert_eq!(kind, ("kind".into(), "must be text, and is null".into()));
+        let reason = field::<erase::Erase>(r#"{"user_id":"a","reason":7}"#);
+        assert_eq!(reason, ("reason".into(), "must be text, and is a number".into()));
+        for version in ["9223372036854775808", "1.5"] {
+            let update = format!(r#"{{"user_id":"a","changes":{{}},"expected_version":{version}}}"#);
+            let bounds = "must be a whole number from -9223372036854775808 to 9223372036854775807";
+            assert_eq!(field::<profile::Update>(&update), ("expected_version".into(), bounds.into()));
+        }
         let messages = r#"{"id":"c","messages":[{"role":"user","content":"x"},{"role":"user"}]}"#;
         assert_eq!(field::<conversation::Append>(messages).0, "messages[1].content");
     }

@@ -60,6 +60,7 @@ pub struct Erase {
     pub request_id: Option<RecordId>,
     /// Change nothing, and only count.
     #[serde(default, deserialize_with = "crate::values::or_default")]
+    #[schemars(with = "Option<bool>")]
     pub dry_run: bool,
 }
 

@@ -208,7 +208,8 @@ async fn find(tx: &mut Connection, id: &RecordId) -> Result<Option<Stored>> {
 /// # Errors
 /// [`Error::Invalid`] for a cursor that is none.
 pub async fn holds(records: &Records, by: &By, list: &List) -> Result<Page<Hold>> {
-    let after: Option<(DateTime<Utc>, String)> = decode(list.cursor.as_deref())?;
+    let of = ("subject.holds", &list.user_id);
+    let after: Option<(DateTime<Utc>, String)> = decode(&of, list.cursor.as_deref())?;
     let mut found: Vec<(Person, Stored)> = records
         .store()
         .single(&by.deadline, "subject.holds", async |connection| {
@@ -240,5 +241,5 @@ pub async fn holds(records: &Records, by: &By, list: &List) -> Result<Page<Hold>
         let subject = records.keyring().open(person)?;
         items.push(stored.open(&subject)?);
     }
-    Ok(Page { items, next_cursor: last.map(|key| encode(&key)).transpose()? })
+    Ok(Page { items, next_cursor: last.map(|key| encode(&of, &key)).transpose()? })
 }

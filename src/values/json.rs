@@ -226,6 +226,20 @@ pub fn plain(error: &serde_json::Error) -> String {
     }
 }
 
+/// From where to where the numbers of a type of Rust's go.
+fn bounds(of: &str) -> Option<String> {
+    let of = match of {
+        "i16" => format!("from {} to {}", i16::MIN, i16::MAX),
+        "i32" => format!("from {} to {}", i32::MIN, i32::MAX),
+        "i64" => format!("from {} to {}", i64::MIN, i64::MAX),
+        "u16" => format!("from 0 to {}", u16::MAX),
+        "u32" => format!("from 0 to {}", u32::MAX),
+        "u64" | "usize" => format!("from 0 to {}", u64::MAX),
+        _ => return None,
+    };
+    Some(of)
+}
+
 /// What would be right, in JSON's words, where serde quotes what is wrong.
 fn reworded(text: &str) -> String {
     let mistaken = ["invalid type: ", "invalid value: "].iter().find_map(|start| text.strip_prefix(start));
@@ -239,6 +253,9 @@ fn reworded(text: &str) -> String {
             "null" | "unit value" => "null",
             _ => "something else",
         };
+        if let Some(bounds) = bounds(expected).filter(|_| found == "a number") {
+            return format!("must be a whole number {bounds}");
+        }
         let expected = match expected {
             "a sequence" => "an array",
             "a map" => "an object",
@@ -253,6 +270,8 @@ fn reworded(text: &str) -> String {
     }
     match text.strip_prefix("unknown variant `").and_then(|rest| rest.rsplit_once("`, expected ")) {
         Some((_, expected)) => format!("must be {}", expected.replace('`', "\"")),
+        // Of a list of words: that it is no word at all.
+        None if text == "expected value" => "must be text".to_owned(),
         None => text.to_owned(),
     }
 }

@@ -1,5 +1,6 @@
 //! Pages by keyset: a cursor says where the last one ended, a page ends before it is too large to answer.
 
+use aws_lc_rs::digest::{SHA256, digest};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -62,31 +63,43 @@ impl JsonSchema for Limit {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "integer", "minimum": 1, "maximum": 1000, "default": 100 })
+        json_schema!({ "type": ["integer", "null"], "minimum": 1, "maximum": 1000, "default": 100 })
     }
 }
 
-/// The key of a page's last item, as text that a caller does not look into.
-pub fn encode<K: Serialize>(key: &K) -> Result<String> {
-    serde_json::to_vec(key).map(|bytes| URL_SAFE_NO_PAD.encode(bytes)).map_err(Error::internal)
-}
-
-/// The key behind a cursor.
+/// The key of a page's last item, as text that a caller does not look into. It is tied to what the list is `of`: the method,
+/// and the parameters that stay the same from page to page.
 ///
 /// # Errors
-/// [`Error::Invalid`], naming `cursor`.
-pub fn decode<K: DeserializeOwned>(cursor: Option<&str>) -> Result<Option<K>> {
+/// [`Error::Internal`] where these are no JSON.
+pub fn encode<K: Serialize>(of: &impl Serialize, key: &K) -> Result<String> {
+    let bytes = serde_json::to_vec(&(mark(of)?, key)).map_err(Error::internal)?;
+    Ok(URL_SAFE_NO_PAD.encode(bytes))
+}
+
+/// The key behind a cursor of this list.
+///
+/// # Errors
+/// [`Error::Invalid`], naming `cursor`: it is none, or another list's.
+pub fn decode<K: DeserializeOwned>(of: &impl Serialize, cursor: Option<&str>) -> Result<Option<K>> {
+    let Some(cursor) = cursor else { return Ok(None) };
+    let mark = mark(of)?;
     let read = |cursor: &str| {
         let bytes = URL_SAFE_NO_PAD.decode(cursor).ok()?;
-        serde_json::from_slice(&bytes).ok()
+        let (found, key): (u32, K) = serde_json::from_slice(&bytes).ok()?;
+        (found == mark).then_some(key)
     };
-    cursor
-        .map(|cursor| {
-            read(cursor).ok_or_else(|| {
-                Error::invalid("cursor", "must be the next_cursor of an answer of this method")
-            })
-        })
-        .transpose()
+    read(cursor).map(Some).ok_or_else(|| {
+        let message = "must be the next_cursor of an answer of this method to the same parameters";
+        Error::invalid("cursor", message)
+    })
+}
+
+/// 32 bits of a digest: enough to notice a mistake, and too few to lead back to a person who is named in it.
+fn mark(of: &impl Serialize) -> Result<u32> {
+    let of = serde_json::to_vec(of).map_err(Error::internal)?;
+    let first = digest(&SHA256, &of).as_ref().first_chunk().copied();
+    Ok(u32::from_be_bytes(first.unwrap_or_default()))
 }
 
 /// The bytes of an answer with all of these items.
@@ -115,11 +128,19 @@ mod tests {
 
     #[test]
     fn a_cursor_is_read_back_and_nothing_else_is() {
-        let cursor = encode(&(12_i64, "id")).unwrap();
-        assert_eq!(decode::<(i64, String)>(Some(&cursor)).unwrap(), Some((12, "id".to_owned())));
-        assert_eq!(decode::<i64>(None).unwrap(), None);
+        let of = ("consent.history", "u", None::<&str>);
+        let cursor = encode(&of, &(12_i64, "id")).unwrap();
+        assert_eq!(decode::<(i64, String)>(&of, Some(&cursor)).unwrap(), Some((12, "id".to_owned())));
+        assert_eq!(decode::<i64>(&of, None).unwrap(), None);
         for bad in ["", "x", "!!", "MTI"] {
-            assert!(decode::<(i64, String)>(Some(bad)).is_err(), "{bad}");
+            assert!(decode::<(i64, String)>(&of, Some(bad)).is_err(), "{bad}");
+        }
+        for other in [
+            ("conversation.list", "u", None),
+            ("consent.history", "v", None),
+            ("consent.history", "u", Some("t")),
+        ] {
+            assert!(decode::<(i64, String)>(&other, Some(&cursor)).is_err(), "{other:?}");
         }
     }
 

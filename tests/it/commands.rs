@@ -9,7 +9,7 @@ use std::process::{Command, Output, Stdio};
 use serde_json::{Value, json};
 
 use crate::discover;
-use crate::support::{Daemon, World, sidekeep};
+use crate::support::{Cluster, Daemon, World, sidekeep};
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
@@ -264,6 +264,38 @@ fn json_is_given_wherever_it_is_asked_for() {
         let told: Value = serde_json::from_slice(&done.stdout).unwrap_or_else(|_| panic!("{done:?}"));
         assert!(done.status.success() && told.get(member).is_some(), "{arguments:?}: {told}");
     }
+}
+
+#[test]
+fn setup_tells_what_it_made_and_kept_as_json_too() {
+    let cluster = Cluster::own(&[]);
+    let dir = tempfile::tempdir().unwrap();
+    let (admin, prefix) = (dir.path().join("admin-url"), dir.path().join("root"));
+    std::fs::write(&admin, cluster.owner_url("postgres")).unwrap();
+    std::fs::set_permissions(&admin, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let setup = |json: &[&str]| {
+        let (admin, prefix) = (admin.to_str().unwrap(), prefix.to_str().unwrap());
+        sidekeep(&[json, &["setup", "--admin-url-file", admin, "--prefix", prefix]].concat())
+    };
+    let first = setup(&["--json"]);
+    let told = only(&first);
+    assert!(first.status.success() && told["changed"] == json!(true), "{first:?}");
+    // The role of the daemon is there already, in the clusters of the tests.
+    let steps = |told: &Value, made: bool| -> Vec<String> {
+        let steps = told["steps"].as_array().unwrap().iter();
+        steps.filter(|step| step["made"] == made).map(|step| step["what"].as_str().unwrap().into()).collect()
+    };
+    assert_eq!(steps(&told, false), ["role sidekeep_app"]);
+    let made = steps(&told, true);
+    assert_eq!(made[..2], ["role sidekeep_owner", "database sidekeep"]);
+    assert!(told["next"].as_array().unwrap().iter().any(|next| next.to_string().contains("systemctl")));
+    let again = only(&setup(&["--json"]));
+    assert_eq!((&again["changed"], steps(&again, true).len()), (&json!(false), 0), "{again}");
+    assert_eq!(steps(&again, false).len(), made.len() + 1, "{again}");
+    // People are told the same.
+    let plain = text(&setup(&[]).stdout);
+    assert!(plain.starts_with("kept  role sidekeep_owner\nkept  role sidekeep_app\n"), "{plain}");
+    assert!(plain.contains("nothing was changed"), "{plain}");
 }
 
 /// What a command prints that was asked for JSON: one value, and nothing else.

@@ -338,3 +338,45 @@ fn a_parameter_that_may_be_left_out_may_be_null() {
         assert_ne!(code, -32602, "{name} {params}: {answer:?}");
     }
 }
+
+#[test]
+fn what_a_schema_takes_the_call_takes_and_what_it_refuses_too() {
+    let shelf = Shelf::new();
+    let daemon = shelf.start("");
+    let mut client = daemon.client();
+    let document = document();
+    let schemas = Schemas::of(&document);
+    for method in in_order(&document) {
+        let name = method["name"].as_str().unwrap();
+        let example = example(method);
+        let mut tried = Vec::new();
+        for param in method["params"].as_array().unwrap() {
+            let (own, schema) = (param["name"].as_str().unwrap(), &param["schema"]);
+            let mut values = vec![Value::Null, json!([]), json!(1.5), json!(1e300)];
+            // What is in a patch one by one; a patch of any JSON has no members that are known.
+            if own == "changes"
+                && let Some(known) = schemas.member(schema, "properties")
+            {
+                values.extend(known.as_object().unwrap().keys().map(|member| json!({ member: null })));
+            }
+            tried.extend(values.into_iter().map(|value| (own, schema, value)));
+        }
+        for (own, schema, value) in tried {
+            let mut params = example.clone();
+            params[own] = value.clone();
+            if own == "changes" {
+                // What was tried before may have made another version.
+                params.as_object_mut().unwrap().remove("expected_version");
+            }
+            let fits = schemas.problem(schema, &value).is_none();
+            let refused = match client.call(name, params) {
+                // What is wrong without the one that is null is not what is looked for.
+                Err(error) if error.code == -32602 && error.field().starts_with(own) => Some(error),
+                _ => None,
+            };
+            let alone = ["id", "stream", "position", "email"].contains(&own) && value.is_null();
+            assert!(alone || fits == refused.is_none(), "{name} {own}: {value} fits {schema}: {refused:?}");
+        }
+        client.call(name, example).ok();
+    }
+}

@@ -379,6 +379,48 @@ fn lists_page_by_keyset_the_newest_first() {
 }
 
 #[test]
+fn a_cursor_leads_on_in_its_own_list_alone() {
+    let world = World::new();
+    let daemon = world.start();
+    let mut client = daemon.client();
+    for (user, number) in [("u", 1), ("u", 2), ("v", 3), ("v", 4)] {
+        client.ok("conversation.create", json!({ "user_id": user, "messages": [] }));
+        let consent = json!({ "user_id": user, "consent_type": "t", "granted": true, "policy_version": number.to_string() });
+        client.ok("consent.record", consent);
+    }
+    let lists = [
+        ("consent.history", json!({ "user_id": "u" })),
+        ("consent.history", json!({ "user_id": "v" })),
+        ("consent.history", json!({ "user_id": "u", "consent_type": "t" })),
+        ("conversation.list", json!({ "user_id": "u" })),
+        ("conversation.list", json!({ "user_id": "u", "archived": false })),
+        ("audit.query", json!({ "subject_user_id": "u" })),
+        ("subject.accesses", json!({ "user_id": "u" })),
+    ];
+    for (own, (method, params)) in lists.iter().enumerate() {
+        let asked = |params: &Value, more: Value| {
+            let mut asked = params.clone();
+            asked.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            asked
+        };
+        let cursor = client.ok(method, asked(params, json!({ "limit": 1 })))["next_cursor"].clone();
+        assert!(cursor.is_string(), "{method} {params}");
+        for (other, (next, others)) in lists.iter().enumerate() {
+            let asked = asked(others, json!({ "cursor": cursor }));
+            if own == other {
+                client.ok(next, asked);
+            } else {
+                assert_eq!(
+                    client.err(next, asked).field(),
+                    "cursor",
+                    "{method} {params}, then {next} {others}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
 fn json_comes_back_exactly_as_it_was_sent() {
     let world = World::new();
     let daemon = world.start();
@@ -428,12 +470,9 @@ fn what_is_too_large_is_refused_and_what_is_long_is_paged() {
     }
     // A patch cannot make larger what may not be sent.
     client.ok("preferences.set", json!({ "user_id": "u", "preferences": { "a": "x".repeat(60_000) } }));
-    assert_eq!(
-        client
-            .err("preferences.update", json!({ "user_id": "u", "changes": { "b": "x".repeat(10_000) } }))
-            .kind(),
-        "too_large"
-    );
+    let changes = json!({ "b": "x".repeat(10_000) });
+    let error = client.err("preferences.update", json!({ "user_id": "u", "changes": changes }));
+    assert_eq!(error.kind(), "too_large");
     client.ok("conversation.create", json!({ "user_id": "u", "id": "c" }));
     for _ in 0..10 {
         client.ok(
@@ -441,7 +480,9 @@ fn what_is_too_large_is_refused_and_what_is_long_is_paged() {
             json!({ "id": "c", "messages": [{ "role": "user", "content": "y".repeat(50_000) }] }),
         );
     }
-    assert_eq!(client.err("conversation.get", json!({ "id": "c" })).kind(), "too_large");
+    let error = client.err("conversation.get", json!({ "id": "c" }));
+    let message = "the conversation is over its limit of 262144; use conversation.messages";
+    assert_eq!((error.kind(), &*error.message), ("too_large", message));
     let (mut count, mut cursor) = (0, Value::Null);
     loop {
         let page = client.ok("conversation.messages", json!({ "id": "c", "cursor": cursor }));

@@ -4,8 +4,6 @@ use super::{CENTURY, Rules};
 use crate::config::{Destination, Period};
 
 const DAY: Period = Period::seconds(24 * 3600);
-/// The most dumps of one kind.
-const MOST: u32 = 1000;
 
 impl Rules<'_> {
     pub(super) fn keeping(&mut self) {
@@ -31,7 +29,7 @@ impl Rules<'_> {
                 "is {}, longer than retention.audit_logs ({}): a month is archived before it goes",
                 archive.after, retention.audit_logs
             );
-            self.refuse("archive.after", message);
+            self.refuse_beside("archive.after", &["retention.audit_logs"], &message);
         }
         self.dumps();
         self.stores();
@@ -40,17 +38,7 @@ impl Rules<'_> {
     fn dumps(&mut self) {
         let backup = &self.config.backup;
         let keep = backup.keep;
-        let counts = [
-            ("backup.keep.daily", keep.daily),
-            ("backup.keep.weekly", keep.weekly),
-            ("backup.keep.monthly", keep.monthly),
-        ];
-        for (key, count) in counts {
-            if count > MOST {
-                self.refuse(key, format!("must be from 0 to {MOST}, and is {count}"));
-            }
-        }
-        if counts.iter().all(|(_, count)| *count == 0) {
+        if [keep.daily, keep.weekly, keep.monthly] == [0; 3] {
             self.refuse("backup.keep", "keeps nothing; set daily, weekly or monthly");
         }
         self.server("backup.drill_url", backup.drill_url.as_ref());

@@ -84,6 +84,7 @@ pub struct Create {
     pub title: Option<ShortText>,
     /// Its first messages.
     #[serde(default, deserialize_with = "crate::values::or_default")]
+    #[schemars(with = "Option<Vec<Message>>")]
     pub messages: Vec<Message>,
     /// Whatever the application adds.
     pub metadata: Option<Json>,
@@ -98,6 +99,7 @@ pub struct Append {
     /// The conversation.
     pub id: RecordId,
     /// The messages; one with an id that is there already is skipped.
+    #[schemars(length(min = 1))]
     pub messages: Vec<Message>,
 }
 
@@ -129,10 +131,14 @@ pub struct Changes {
     /// The new title; null removes it.
     pub title: Change<ShortText>,
     /// Whether it is put aside.
+    #[serde(deserialize_with = "super::stays")]
+    #[schemars(with = "bool")]
     pub archived: Change<bool>,
     /// A patch on the metadata; null removes them.
     pub metadata: Change<Json>,
     /// All of the messages.
+    #[serde(deserialize_with = "super::stays")]
+    #[schemars(with = "Vec<Message>")]
     pub messages: Change<Vec<Message>>,
     /// When the latest message was sent; null when there is none.
     pub last_message_at: Change<Timestamp>,
@@ -276,7 +282,7 @@ impl Records {
             expect_version(update.expected_version, stored.version)?;
             let mut conversation = stored.open(subject)?;
             self.patch_conversation(&mut conversation, &update.changes)?;
-            if let Some(messages) = update.changes.messages.clone().required("messages")? {
+            if let Some(messages) = update.changes.messages.clone().set() {
                 let rows = conversation_messages::table
                     .filter(conversation_messages::conversation_id.eq(&conversation.id));
                 diesel::delete(rows).execute(tx).await?;
@@ -300,7 +306,7 @@ impl Records {
             Change::Remove => conversation.title = None,
             Change::Set(title) => conversation.title = Some(title.as_str().to_owned()),
         }
-        if let Some(archived) = changes.archived.clone().required("archived")? {
+        if let Some(archived) = changes.archived.clone().set() {
             conversation.archived = archived;
         }
         match changes.last_message_at {

@@ -76,10 +76,7 @@ impl Records {
                     .first(connection)
                     .await?;
                 if u64::try_from(bytes).unwrap_or(u64::MAX) > max {
-                    return Err(Error::TooLarge {
-                        what: "the conversation; use conversation.messages".into(),
-                        max,
-                    });
+                    return Err(Error::too_large_but("the conversation", max, "use conversation.messages"));
                 }
                 let messages: Vec<message::Stored> = rows
                     .order(conversation_messages::position)
@@ -98,7 +95,8 @@ impl Records {
     /// # Errors
     /// [`Error::NotFound`], or [`Error::Invalid`] for a cursor that is none.
     pub async fn messages(&self, by: &By, page: &Messages) -> Result<Page<Json>> {
-        let from: i64 = decode(page.cursor.as_deref())?.unwrap_or(0);
+        let of = ("conversation.messages", &page.id);
+        let from: i64 = decode(&of, page.cursor.as_deref())?.unwrap_or(0);
         let (subject, more, messages) = self
             .store
             .snapshot(&by.deadline, "conversation.messages", async |connection| {
@@ -121,7 +119,7 @@ impl Records {
             .await?;
         let next = messages.last().filter(|_| more).map(|last| last.position.saturating_add(1));
         let items = messages.iter().map(|message| message.shown(&subject)).collect::<Result<_>>()?;
-        Ok(Page { items, next_cursor: next.map(|next| encode(&next)).transpose()? })
+        Ok(Page { items, next_cursor: next.map(|next| encode(&of, &next)).transpose()? })
     }
 
     /// A page of a person's conversations, the latest message first.
@@ -129,7 +127,8 @@ impl Records {
     /// # Errors
     /// [`Error::Invalid`] for a cursor that is none.
     pub async fn conversations(&self, by: &By, list: &List) -> Result<Page<Conversation>> {
-        let after: Option<(DateTime<Utc>, String)> = decode(list.cursor.as_deref())?;
+        let of = ("conversation.list", &list.user_id, list.archived);
+        let after: Option<(DateTime<Utc>, String)> = decode(&of, list.cursor.as_deref())?;
         let found = self
             .store
             .snapshot(&by.deadline, "conversation.list", async |connection| {
@@ -143,7 +142,7 @@ impl Records {
             .await?;
         let Some((subject, more, stored)) = found else { return Ok(Page::empty()) };
         let last = stored.last().filter(|_| more).map(|last| (last.active_at, last.id.clone()));
-        let next_cursor = last.map(|key| encode(&key)).transpose()?;
+        let next_cursor = last.map(|key| encode(&of, &key)).transpose()?;
         let items = stored.into_iter().map(|stored| stored.open(&subject)).collect::<Result<_>>()?;
         Ok(Page { items, next_cursor })
     }

@@ -94,10 +94,11 @@ impl Records {
                 let message = stored.shown(subject)?;
                 bytes = bytes.saturating_add(u64::try_from(message.as_str().len()).unwrap_or(u64::MAX));
                 if bytes > max {
-                    return Err(Error::TooLarge {
-                        what: "the answer; search for more words, or with a limit".into(),
+                    return Err(Error::too_large_but(
+                        "the answer",
                         max,
-                    });
+                        "search for more words, or with a limit",
+                    ));
                 }
                 let conversation_id = stored.conversation_id.clone();
                 items.push(Hit { conversation_id, position: stored.position, message });

@@ -23,6 +23,7 @@ use crate::rpc::params::None;
 #[serde(deny_unknown_fields)]
 struct Many {
     /// At most 1000, appended all or none.
+    #[schemars(length(min = 1, max = APPEND_MANY))]
     entries: Vec<Append>,
 }
 
@@ -257,7 +258,7 @@ fn check_size(call: &Call, what: &str, given: &Append) -> Result<()> {
     let max = call.app.config.limits.max_record_bytes.bytes();
     match &given.metadata {
         Some(metadata) if u64::try_from(metadata.as_str().len()).unwrap_or(u64::MAX) > max => {
-            Err(Error::TooLarge { what: what.to_owned(), max })
+            Err(Error::too_large(what, max))
         }
         _ => Ok(()),
     }

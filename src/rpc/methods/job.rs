@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{About, Methods, error};
 use crate::config::Period;
 use crate::error::Result;
-use crate::jobs::{History, JobRun, Listed};
+use crate::jobs::{History, JobName, JobRun, Listed};
 use crate::rpc::call::Call;
 use crate::rpc::params::None;
 
@@ -20,9 +20,11 @@ const WAIT: Duration = Duration::from_secs(20);
 #[serde(deny_unknown_fields)]
 struct Run {
     /// The job.
+    #[schemars(with = "JobName")]
     name: String,
     /// Change nothing, and only count.
     #[serde(default, deserialize_with = "crate::values::or_default")]
+    #[schemars(with = "Option<bool>")]
     dry_run: bool,
     /// How long to wait for the end, as in "20s", which is the default; what takes longer goes on.
     wait: Option<Period>,

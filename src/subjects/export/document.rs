@@ -90,10 +90,7 @@ pub async fn document(
 }
 
 fn too_large(max: u64) -> Error {
-    Error::TooLarge {
-        what: "what is held about this person (`sidekeep export` writes it to a file)".into(),
-        max,
-    }
+    Error::too_large_but("what is held about this person", max, "`sidekeep export` writes it to a file")
 }
 
 fn body(

@@ -52,6 +52,7 @@ pub struct Export {
     pub user_id: UserId,
     /// All that is held (GDPR Art. 15), or what the person provided (Art. 20).
     #[serde(default, deserialize_with = "crate::values::or_default")]
+    #[schemars(with = "Option<Scope>")]
     pub scope: Scope,
     /// The request of the person's that this answers; that it was exported is noted there.
     pub request_id: Option<RecordId>,

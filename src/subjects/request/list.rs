@@ -45,7 +45,9 @@ pub struct List {
 /// # Errors
 /// [`crate::error::Error::Invalid`] for a cursor that is none.
 pub async fn list(records: &Records, by: &By, list: &List, max_bytes: u64) -> Result<Page<Request>> {
-    let after: Option<(DateTime<Utc>, String)> = decode(list.cursor.as_deref())?;
+    // The end of a time may move from page to page.
+    let of = ("request.list", &list.user_id, list.state);
+    let after: Option<(DateTime<Utc>, String)> = decode(&of, list.cursor.as_deref())?;
     let mut found: Vec<(Option<Person>, Stored)> = records
         .store()
         .single(&by.deadline, "request.list", async |connection| {
@@ -89,7 +91,7 @@ pub async fn list(records: &Records, by: &By, list: &List, max_bytes: u64) -> Re
         let subject = person.map(|person| records.keyring().open(person)).transpose()?;
         items.push(stored.open(subject.as_ref(), own)?);
     }
-    Ok(Page { items, next_cursor: last.map(|key| encode(&key)).transpose()? })
+    Ok(Page { items, next_cursor: last.map(|key| encode(&of, &key)).transpose()? })
 }
 
 /// The bytes of a request that are not bounded otherwise.

@@ -257,7 +257,7 @@ pub async fn attach(tx: &mut Connection, id: &RecordId, subject_id: i64, done: D
     let mut results = results(stored.results)?;
     if results.len() >= RESULTS {
         let max = u64::try_from(RESULTS).map_err(Error::internal)?;
-        return Err(Error::TooLarge { what: "the number of results of this request".into(), max });
+        return Err(Error::too_large("the number of results of this request", max));
     }
     let at = time::now(tx).await?.into();
     results.push(Attached { method: done.method.to_owned(), at, id: done.id.map(str::to_owned) });

@@ -84,6 +84,7 @@ impl<'a> Schemas<'a> {
             }
             "pattern" => None,
             "minItems" => fails(value.as_array().is_none_or(|a| a.len() as u64 >= rule.as_u64().unwrap())),
+            "maxItems" => fails(value.as_array().is_none_or(|a| a.len() as u64 <= rule.as_u64().unwrap())),
             "items" => value.as_array()?.iter().find_map(|item| self.problem(rule, item)),
             "properties" => {
                 let object = value.as_object()?;
