@@ -67,6 +67,10 @@ impl std::fmt::Display for Timestamp {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // Digit by digit, which is many times as fast as patterns: each entry of the audit log has two or three of them.
         let (date, time) = (self.0.date_naive(), self.0.time());
+        if !(0..=9999).contains(&date.year()) {
+            // Not of those that are ever written; it must not look like one.
+            return write!(f, "{}", self.0.format("%Y-%m-%dT%H:%M:%S%.6fZ"));
+        }
         let micros = self.0.timestamp_subsec_micros() % 1_000_000;
         let mut text = *b"0000-00-00T00:00:00.000000Z";
         let fields = [

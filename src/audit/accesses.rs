@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::by::{ALSO, By, METHOD, PURPOSE, REQUEST_ID, UID};
 use super::draft::{ACTOR, SUBJECT};
 use super::entry::Labels;
-use super::filter::in_order;
+use super::filter::{in_order, possible};
 use super::log::Log;
 use crate::clock::Timestamp;
 use crate::error::Result;
@@ -184,20 +184,19 @@ impl Log {
 
 /// Entries whose subject is the person.
 pub fn naming<'a>(subject_id: i64) -> Rows<'a> {
-    audit_logs::table.filter(audit_logs::subject_id.eq(subject_id)).into_boxed()
+    possible().filter(audit_logs::subject_id.eq(subject_id))
 }
 
 /// Reads of sidekeep's own, since the person is known, that named nobody, or this person beside another.
 pub fn across<'a>(subject_id: i64, since: DateTime<Utc>) -> Rows<'a> {
     let also = serde_json::json!({ ALSO: subject_id.to_string() });
     let also = sql::<Bool>("labels @> ").bind::<Jsonb, _>(also);
-    audit_logs::table
+    possible()
         .filter(sql::<Bool>(ACROSS))
         .filter(audit_logs::recorded_at.ge(since))
         .filter(audit_logs::subject_id.is_null().or(also))
         // What an application appends under such a name is its own affair.
         .filter(sql::<Bool>(&format!("labels ->> '{METHOD}' = action")))
-        .into_boxed()
 }
 
 fn within<'a>(mut rows: Rows<'a>, asked: &Accesses, before: Option<Key>) -> Rows<'a> {

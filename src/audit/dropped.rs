@@ -34,7 +34,7 @@ use super::{gap, staged, succession};
 use crate::error::{Error, Result};
 use crate::keyring::Deployment;
 use crate::store::schema::{audit_dropped, audit_logs, audit_streams};
-use crate::store::{Connection, Deadline, Tally};
+use crate::store::{AnyDate, AnyTime, Connection, Deadline, Tally};
 
 /// What the MAC of a row is for.
 const PURPOSE: &str = "sidekeep dropped";
@@ -63,9 +63,11 @@ impl Dropped {
 #[diesel(table_name = audit_dropped, check_for_backend(diesel::pg::Pg))]
 pub(super) struct Row {
     pub(super) stream: i32,
+    #[diesel(deserialize_as = AnyDate)]
     pub(super) month: NaiveDate,
     pub(super) size: i64,
     edge: Vec<u8>,
+    #[diesel(deserialize_as = AnyTime)]
     at: DateTime<Utc>,
     mac: Vec<u8>,
 }

@@ -23,10 +23,12 @@ use super::{staged, succession};
 use crate::error::{Error, Result};
 use crate::keyring::{Deployment, SigningKey};
 use crate::store::schema::{audit_checkpoints, audit_heads, audit_nodes, audit_streams};
-use crate::store::{Connection, Deadline};
+use crate::store::{AnyTime, AnyTimeOrNone, Connection, Deadline};
 
 /// How often a checkpoint is begun anew because another daemon made one at the same time.
 const TRIES: usize = 5;
+/// No tree has so many leaves: their places are below 2^53, as numbers of JSON are. A size beyond is nobody's but the tables'.
+pub(super) const MOST: i64 = 1 << 53;
 /// How often the heads log is looked at while others extend it.
 const LOOKS: usize = 3;
 
@@ -41,6 +43,9 @@ pub(super) struct StreamRow {
     pub(super) head_mac: Vec<u8>,
     pub(super) frontier: Vec<u8>,
     pub(super) edge: Vec<u8>,
+    #[diesel(deserialize_as = AnyTimeOrNone)]
+    pub(super) last_recorded_at: Option<DateTime<Utc>>,
+    #[diesel(deserialize_as = AnyTimeOrNone)]
     pub(super) closed_at: Option<DateTime<Utc>>,
 }
 
@@ -52,6 +57,7 @@ pub(super) struct HeadRow {
     pub(super) stream: i32,
     pub(super) size: i64,
     pub(super) root: Vec<u8>,
+    #[diesel(deserialize_as = AnyTime)]
     pub(super) at: DateTime<Utc>,
     pub(super) leaf_hash: Vec<u8>,
 }
@@ -63,6 +69,7 @@ pub(super) struct CheckpointRow {
     pub(super) size: i64,
     pub(super) root: Vec<u8>,
     pub(super) note: String,
+    #[diesel(deserialize_as = AnyTime)]
     pub(super) at: DateTime<Utc>,
     pub(super) edge: Option<Vec<u8>>,
 }
@@ -79,9 +86,9 @@ pub(super) struct NewNode {
 }
 
 impl StreamRow {
-    /// How many entries it has.
+    /// How many entries it has, as it says: at most [`MOST`].
     pub(super) fn size(&self) -> u64 {
-        u64::try_from(self.size).unwrap_or(0)
+        u64::try_from(self.size.min(MOST)).unwrap_or(0)
     }
 
     /// The root, where a daemon has sealed this head.

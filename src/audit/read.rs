@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::by::By;
 use super::entry::Outcome;
 pub use super::filter::in_order;
-use super::filter::{Filter, filtered};
+use super::filter::{Filter, filtered, possible};
 use super::log::Log;
 use super::open::{Opener, Shown};
 use super::row::Stored;
@@ -168,7 +168,7 @@ impl Log {
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Invalid`] where it is not said which.
     pub(super) async fn find(&self, by: &By, which: &Which) -> Result<Stored> {
-        let rows = || audit_logs::table.select(Stored::as_select()).into_boxed();
+        let rows = || possible().select(Stored::as_select());
         let found = self
             .store
             .single(&by.deadline, "audit.get", async |connection| {

@@ -7,6 +7,7 @@ use super::entry::{Entry, Labels};
 use super::merkle::Hash;
 use crate::error::{Error, Result};
 use crate::store::schema::audit_logs;
+use crate::store::{AnyTime, AnyTimeOrNone};
 
 /// The method that follows the log.
 const TAIL: &str = "audit.tail";
@@ -20,6 +21,7 @@ pub struct Stored {
     /// Its position.
     pub position: i64,
     /// When it was appended.
+    #[diesel(deserialize_as = AnyTime)]
     pub recorded_at: DateTime<Utc>,
     format: i16,
     /// Its id.
@@ -32,6 +34,7 @@ pub struct Stored {
     resource_type: Option<String>,
     resource_id: Option<String>,
     outcome: Option<String>,
+    #[diesel(deserialize_as = AnyTimeOrNone)]
     occurred_at: Option<DateTime<Utc>>,
     labels: Option<serde_json::Value>,
     client_sealed: Option<Vec<u8>>,

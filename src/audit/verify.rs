@@ -5,11 +5,13 @@
 
 mod findings;
 mod growing;
+mod holes;
 mod pass;
 mod plan;
 mod rows;
 mod section;
 mod state;
+mod strays;
 mod tombstones;
 mod trust;
 mod witness;
@@ -266,7 +268,7 @@ impl Pass<'_> {
             let (ranges, reached) = state::due(known, self.now);
             again = reached;
             for blocks in ranges {
-                let looked = self.again(tree, blocks, &known.blocks, size).await?;
+                let looked = self.again(tree, blocks, Some(&known.blocks), size).await?;
                 grown.findings.merge(looked.findings);
             }
         }
@@ -281,6 +283,13 @@ impl Pass<'_> {
     /// The end of a stream is what its row says, and a daemon has sealed that.
     fn end(&self, row: &StreamRow, grown: &mut Grown) -> Result<()> {
         let (place, size) = ((row.stream, row.size), row.size());
+        if let Some(last) = grown.last.filter(|last| row.last_recorded_at != Some(*last)) {
+            let found = row.last_recorded_at.map_or_else(String::new, |at| Timestamp::from(at).to_string());
+            grown.findings.add(place, "last_recorded_at", Timestamp::from(last).to_string(), found);
+        }
+        if !grown.is_whole {
+            return self.sealed(row, &mut grown.findings);
+        }
         if let Some(root) = grown.root(size) {
             grown.findings.compare(place, "root of the stream", &root, &row.root);
         }
@@ -304,7 +313,7 @@ impl Pass<'_> {
     }
 
     fn end_of_heads(&self, plan: &Plan, grown: &mut Grown) {
-        let Some(checkpoint) = &plan.checkpoint else { return };
+        let Some(checkpoint) = plan.checkpoint.as_ref().filter(|_| grown.is_whole) else { return };
         let place = (Tree::Heads.number(), checkpoint.size);
         if let Some(edge) = checkpoint.edge.as_ref().filter(|edge| **edge != grown.edge()) {
             grown.findings.add(place, "edge of the heads log", hex(&grown.edge()), hex(edge));
@@ -314,34 +323,37 @@ impl Pass<'_> {
     /// Looks at the blocks that have entries of the range, and at what leads from them to the stream's present head.
     async fn within(&self, tree: Tree, row: &StreamRow, findings: &mut Findings) -> Result<()> {
         self.sealed(row, findings)?;
-        let Some((first, last)) = self.positions(row.stream).await? else { return Ok(()) };
+        let Some((first, last)) = self.positions(row).await? else { return Ok(()) };
         let (size, edge) = (row.size(), &row.edge);
+        let blocks = first / BLOCK..(last / BLOCK).saturating_add(1).min(size.div_ceil(BLOCK));
         let Some(present) = Growth::read(size, edge) else {
             findings.add((row.stream, row.size), "edge of the stream", "the edge of its size", hex(edge));
+            findings.merge(self.again(tree, blocks, None, size).await?.findings);
             return Ok(());
         };
         findings.compare((row.stream, row.size), "root of the stream", &present.root(), &row.root);
         // The lowest tiers are those of the block that is not complete.
         let below: usize = (0..3).map(|tier| present.open(tier).len()).sum();
-        let (rest, blocks) = edge.split_at_checked(below.saturating_mul(32)).unwrap_or_default();
-        let known = Growth::read(size >> LEVEL, blocks).unwrap_or_default();
-        let blocks = first / BLOCK..(last / BLOCK).saturating_add(1).min(size.div_ceil(BLOCK));
+        let (rest, above) = edge.split_at_checked(below.saturating_mul(32)).unwrap_or_default();
+        let known = Growth::read(size >> LEVEL, above).unwrap_or_default();
         let open = blocks.end.saturating_mul(BLOCK) > size;
-        let looked = self.again(tree, blocks, &known, size).await?;
+        let looked = self.again(tree, blocks, Some(&known), size).await?;
         findings.merge(looked.findings);
-        if open && looked.rest.edge() != rest {
+        if open && looked.is_whole && looked.rest.edge() != rest {
             let place = (row.stream, row.size);
             findings.add(place, "edge of the stream", hex(&looked.rest.edge()), hex(rest));
         }
         Ok(())
     }
 
-    /// The first and the last position of a stream in the range.
-    async fn positions(&self, stream: i32) -> Result<Option<(u64, u64)>> {
-        let range = self.range;
+    /// The first and the last position of a stream in the range, of those that there can be.
+    async fn positions(&self, row: &StreamRow) -> Result<Option<(u64, u64)>> {
+        let (range, (stream, size)) = (self.range, findings::at(row.stream, row.size()));
         let rows = || {
             let mut rows = audit_logs::table
                 .filter(audit_logs::stream.eq(stream))
+                .filter(audit_logs::position.ge(0))
+                .filter(audit_logs::position.lt(size))
                 .select(audit_logs::position)
                 .into_boxed();
             if let Some(from) = range.from {

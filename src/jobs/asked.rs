@@ -8,6 +8,7 @@ use futures_util::future::BoxFuture;
 use serde_json::Value;
 
 use super::claim::{Claim, JobRun, Run, RunState};
+use super::run::INTERNAL;
 use super::scheduler::Jobs;
 use super::{keyring_backup, rotation};
 use crate::app::App;
@@ -88,7 +89,8 @@ impl Jobs {
     /// what is waited for.
     ///
     /// # Errors
-    /// [`Error::Conflict`] while something else of this name is going on; [`Error::Unavailable`] where it failed.
+    /// [`Error::Conflict`] while something else of this name is going on; [`Error::Unavailable`] where it failed,
+    /// [`Error::Internal`] where that was of an internal error.
     pub async fn ask(
         self: &Arc<Self>,
         name: &str,
@@ -123,6 +125,9 @@ fn answer(run: JobRun) -> Result<Answered> {
     match run.state {
         RunState::Ok => Ok(Answered::Done(run.counts.unwrap_or_default())),
         RunState::Running => Ok(Answered::Running(run)),
-        RunState::Failed => Err(Error::unavailable(run.error.unwrap_or_default())),
+        RunState::Failed => {
+            let why = run.error.unwrap_or_default();
+            Err(if why.starts_with(INTERNAL) { Error::internal(why) } else { Error::unavailable(why) })
+        }
     }
 }

@@ -36,6 +36,9 @@ const LET_GO: Duration = Duration::from_secs(1);
 /// Between attempts to record how a run ended.
 const AGAIN: Duration = Duration::from_millis(500);
 
+/// How the error of a run begins that nobody but an operator can act on; behind it, the run's name in the log of the daemon.
+pub(super) const INTERNAL: &str = "internal error; the log of the daemon has its cause at ";
+
 /// What a run carries out.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Task {
@@ -205,7 +208,7 @@ impl Jobs {
                 tracing::error!(job = task.name(), run = run.run, error = %chain(&error), "a job failed");
                 Err(match error {
                     Error::Internal(_) => {
-                        format!("internal error; the log of the daemon has its cause at {}", run.run)
+                        format!("{INTERNAL}{}", run.run)
                     }
                     other => other.to_string(),
                 })

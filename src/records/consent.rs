@@ -23,8 +23,8 @@ use crate::audit::merkle::Hash;
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use crate::keyring::{Person, Subject};
-use crate::store::Connection;
 use crate::store::schema::{consent_records, subjects};
+use crate::store::{AnyTime, AnyTimeOrNone, Connection};
 use crate::values::{Json, RecordId, Sha256Hex, ShortText, Term, UserId};
 use crate::values::{Limit, Page, decode, encode, fit, total};
 
@@ -150,7 +150,9 @@ struct Stored {
     number: i64,
     consent_type: String,
     granted: bool,
+    #[diesel(deserialize_as = AnyTime)]
     given_at: DateTime<Utc>,
+    #[diesel(deserialize_as = AnyTimeOrNone)]
     expires_at: Option<DateTime<Utc>>,
     policy_version: Option<String>,
     policy_sha256: Option<String>,
@@ -160,6 +162,7 @@ struct Stored {
     ip_address_sealed: Option<Vec<u8>>,
     user_agent_sealed: Option<Vec<u8>>,
     metadata_sealed: Option<Vec<u8>>,
+    #[diesel(deserialize_as = AnyTime)]
     recorded_at: DateTime<Utc>,
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Everything above asks for a named transaction or a named read, with a deadline, and is told honestly how it ended.
 
+mod any_time;
 pub mod connect;
 mod copy;
 pub mod deadline;
@@ -24,6 +25,7 @@ mod transact;
 mod verdict;
 pub mod watch;
 
+pub use any_time::{AnyDate, AnyTime, AnyTimeOrNone};
 pub use copy::{Columns, CopiedRows};
 pub use deadline::Deadline;
 pub use dedicated::Dedicated;

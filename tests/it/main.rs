@@ -51,6 +51,7 @@ mod month;
 mod objects;
 mod one_transaction;
 mod outcome;
+mod planted;
 mod protocol;
 mod publication;
 mod readme;

@@ -3,9 +3,11 @@
 
 use std::ops::Range;
 
+use chrono::{DateTime, Utc};
 use futures_util::StreamExt;
 
 use super::findings::{Findings, at};
+use super::holes::Holes;
 use super::pass::{Pass, Piece, root_at};
 use super::section::{BLOCK, LEVEL, compare};
 use super::state::State;
@@ -16,17 +18,26 @@ use crate::clock::Timestamp;
 use crate::error::Result;
 
 /// A tree to its end.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Grown {
     /// The tree over its blocks.
     pub(super) blocks: Growth,
     /// What is behind them.
     pub(super) rest: Growth,
+    /// Whether the hash of each leaf is known: else there is no root to compare.
+    pub(super) is_whole: bool,
+    /// When its last entry was appended, of those that were looked at.
+    pub(super) last: Option<DateTime<Utc>>,
     /// What was found.
     pub(super) findings: Findings,
 }
 
 impl Grown {
+    fn on(blocks: Growth) -> Self {
+        let (rest, findings) = (Growth::default(), Findings::default());
+        Self { blocks, rest, is_whole: true, last: None, findings }
+    }
+
     /// The peaks, the largest first.
     pub(super) fn root(&self, size: u64) -> Option<Hash> {
         root_at(size, self.blocks.frontier().peaks(), self.rest.frontier().peaks())
@@ -54,24 +65,24 @@ impl Pass<'_> {
         known: Option<&State>,
     ) -> Result<Grown> {
         let from = base.size().saturating_mul(BLOCK);
-        let mut grown = Grown { blocks: base, ..Grown::default() };
-        let mut last = None;
+        let mut grown = Grown::on(base);
+        let mut holes = Holes::new(tree, size, from);
         let mut pieces = std::pin::pin!(self.pieces(tree, from..size, size));
         agrees(tree, &mut grown, known);
         while let Some(piece) = pieces.next().await {
             let piece = piece?;
-            if let (Some(before), Some((first, end))) = (last, piece.times) {
-                if first < before {
-                    let (expected, found) = (Timestamp::from(before), Timestamp::from(first));
-                    let place = at(tree.number(), piece.section.from);
-                    grown.findings.add(place, "recorded_at", expected.to_string(), found.to_string());
-                }
-                last = Some(end);
-            } else {
-                last = piece.times.map(|(_, end)| end).or(last);
+            holes.pass(&piece.section, &piece.outcome, &mut grown.findings);
+            if let (Some(before), Some((first, _))) = (grown.last, piece.times)
+                && first < before
+            {
+                let (expected, found) = (Timestamp::from(before), Timestamp::from(first));
+                let place = at(tree.number(), piece.section.from);
+                grown.findings.add(place, "recorded_at", expected.to_string(), found.to_string());
             }
+            grown.last = piece.times.map(|(_, end)| end).or(grown.last);
             self.join(tree, &mut grown, piece, known).await?;
         }
+        holes.end(size, &mut grown.findings);
         Ok(grown)
     }
 
@@ -83,6 +94,11 @@ impl Pass<'_> {
         };
         let outcome = piece.outcome;
         grown.findings.merge(outcome.findings);
+        let was_whole = grown.is_whole;
+        grown.is_whole = was_whole && outcome.unknown.is_empty() && !outcome.is_empty;
+        if !was_whole || outcome.is_empty {
+            return Ok(());
+        }
         let mut tiles = Vec::new();
         let mut reached = outcome.reached.into_iter().peekable();
         for (index, block) in outcome.blocks.iter().map(Some).chain([None]).enumerate() {
@@ -100,13 +116,16 @@ impl Pass<'_> {
             agrees(tree, grown, known);
         }
         grown.rest = outcome.rest;
+        if !grown.is_whole {
+            return Ok(());
+        }
         let nodes: Vec<Node> = tiles.iter().map(|tile| tile.node).collect();
         let rows = self.tiles(tree, &nodes).await?;
         tiles.iter().for_each(|tile| compare(tree, tile, rows.get(&tile.node), &mut grown.findings));
         Ok(())
     }
 
-    /// Looks at some blocks of a tree again, and at what leads from them to the tree over all.
+    /// Looks at some blocks of a tree again, and at what leads from them to the tree over all, where that is known.
     ///
     /// # Errors
     /// The store's.
@@ -114,21 +133,30 @@ impl Pass<'_> {
         &self,
         tree: Tree,
         blocks: Range<u64>,
-        known: &Growth,
+        known: Option<&Growth>,
         size: u64,
     ) -> Result<Grown> {
         let leaves = blocks.start.saturating_mul(BLOCK)..blocks.end.saturating_mul(BLOCK).min(size);
-        let mut grown = Grown::default();
+        let mut grown = Grown::on(Growth::default());
+        let mut holes = Holes::new(tree, size, leaves.start);
+        let end = leaves.end.max(leaves.start);
         let mut pieces = std::pin::pin!(self.pieces(tree, leaves, size));
         while let Some(piece) = pieces.next().await {
             let piece = piece?;
+            holes.pass(&piece.section, &piece.outcome, &mut grown.findings);
             grown.findings.merge(piece.outcome.findings);
             let first = piece.section.from / BLOCK;
-            for (block, hash) in (first..).zip(&piece.outcome.blocks) {
-                self.leads(tree, (block, *hash), known, &mut grown.findings).await?;
+            let unknown = &piece.outcome.unknown;
+            let blocks = (first..).zip(&piece.outcome.blocks).filter(|(block, _)| !unknown.contains(block));
+            if let Some(known) = known {
+                for (block, hash) in blocks {
+                    self.leads(tree, (block, *hash), known, &mut grown.findings).await?;
+                }
             }
+            grown.is_whole = unknown.is_empty() && !piece.outcome.is_empty;
             grown.rest = piece.outcome.rest;
         }
+        holes.end(end, &mut grown.findings);
         Ok(grown)
     }
 
@@ -172,7 +200,8 @@ impl Pass<'_> {
 
 /// Where the tree is as large as what was verified before, it is the same.
 fn agrees(tree: Tree, grown: &mut Grown, known: Option<&State>) {
-    let Some(known) = known.filter(|known| known.blocks.size() == grown.blocks.size()) else { return };
+    let known = known.filter(|known| grown.is_whole && known.blocks.size() == grown.blocks.size());
+    let Some(known) = known else { return };
     let place = at(tree.number(), grown.blocks.size().saturating_mul(BLOCK));
     let (expected, found) = (known.blocks.root(), grown.blocks.root());
     grown.findings.compare(place, "what was verified before", &expected, found.bytes());

@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::{ExpressionMethods, QueryDsl, QueryableByName, SelectableHelper};
@@ -24,6 +24,7 @@ use crate::audit::log::Log;
 use crate::audit::merkle::{Hash, Node};
 use crate::audit::refused::{away, late};
 use crate::audit::tree::Tree;
+use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use crate::store::schema::{audit_checkpoints, audit_heads};
 use crate::store::{Deadline, Dedicated};
@@ -108,14 +109,61 @@ impl<'a> Pass<'a> {
         leaves: std::ops::Range<u64>,
         size: u64,
     ) -> impl Stream<Item = Result<Piece>> + Send + 'a {
-        let step = usize::try_from(LENGTH).unwrap_or(usize::MAX);
-        let sections = (leaves.start..leaves.end).step_by(step).map(move |from| Section {
-            tree,
-            from,
-            to: from.saturating_add(LENGTH).min(leaves.end),
-            size,
+        // Where there was nothing, the next section is that of the next row: no table makes it walk over what it only claims.
+        let was_empty = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&was_empty);
+        let sections = stream::try_unfold(leaves.start, move |from| {
+            let (leaves, was_empty) = (leaves.clone(), Arc::clone(&was_empty));
+            async move {
+                let from = if was_empty.swap(false, Ordering::Relaxed) {
+                    self.next_there(tree, from.max(leaves.start)..leaves.end).await?
+                } else {
+                    Some(from)
+                };
+                let Some(from) = from.filter(|from| *from < leaves.end) else { return Ok(None) };
+                let from = from.saturating_sub(from.saturating_sub(leaves.start) % LENGTH);
+                let to = from.saturating_add(LENGTH).min(leaves.end);
+                Ok(Some((Section { tree, from, to, size }, to)))
+            }
         });
-        stream::iter(sections).map(|section| self.look(section)).buffered(width())
+        let look = move |section: Result<Section>| {
+            let told = Arc::clone(&told);
+            async move {
+                let piece = self.look(section?).await?;
+                told.fetch_or(piece.outcome.is_empty, Ordering::Relaxed);
+                Ok(piece)
+            }
+        };
+        sections.map(look).buffered(width())
+    }
+
+    /// The first of these leaves that has a row, or a tile.
+    async fn next_there(&self, tree: Tree, leaves: std::ops::Range<u64>) -> Result<Option<u64>> {
+        #[derive(QueryableByName)]
+        struct Next {
+            #[diesel(sql_type = Nullable<Int8>)]
+            next: Option<i64>,
+        }
+        let row = match tree {
+            Tree::Stream(_) => "position) FROM sidekeep.audit_logs WHERE stream = $1 AND position",
+            Tree::Heads => "index) FROM sidekeep.audit_heads WHERE index",
+        };
+        let there = format!(
+            "SELECT least((SELECT min({row} BETWEEN $2 AND $3), \
+             (SELECT min(n.index << k.level) FROM generate_series(4, {LEVEL}, 4) AS k (level), LATERAL ( \
+             SELECT min(index) AS index FROM sidekeep.audit_nodes WHERE stream = $1 AND level = k.level \
+             AND index BETWEEN $2 >> k.level AND $3 >> k.level) AS n)) AS next"
+        );
+        let ((number, from), to) = (at(tree.number(), leaves.start), at(0, leaves.end.saturating_sub(1)).1);
+        let next: Next = self
+            .log
+            .store
+            .single(self.deadline, "audit.verify.next", async |connection| {
+                let there = diesel::sql_query(&there).bind::<Int4, _>(number);
+                Ok(there.bind::<Int8, _>(from).bind::<Int8, _>(to).get_result(connection).await?)
+            })
+            .await?;
+        Ok(next.next.and_then(|next| u64::try_from(next).ok()).map(|next| next.max(leaves.start)))
     }
 
     async fn look(&self, section: Section) -> Result<Piece> {
@@ -247,6 +295,14 @@ impl<'a> Pass<'a> {
         let mut marks = Vec::with_capacity(checkpoints.len());
         for checkpoint in checkpoints {
             self.signature(section.tree, &checkpoint, &mut findings);
+            // It is made with its last head, at one time.
+            let last = heads.binary_search_by_key(&checkpoint.size.saturating_sub(1), |head| head.index);
+            let last = last.ok().and_then(|last| heads.get(last));
+            if let Some(last) = last.filter(|last| last.at != checkpoint.at) {
+                let (expected, found) = (Timestamp::from(last.at), Timestamp::from(checkpoint.at));
+                let place = (section.tree.number(), checkpoint.size);
+                findings.add(place, "audit_checkpoints", expected.to_string(), found.to_string());
+            }
             let size = u64::try_from(checkpoint.size).map_err(Error::internal)?;
             marks.push(Mark { size, root: checkpoint.root });
         }

@@ -4,7 +4,7 @@
 //! After a break the hash that was stored is carried on: one changed entry is one break, at its place, unless the hashes
 //! above were changed as well; then no root agrees any more.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use super::findings::{Findings, at};
 use crate::audit::dropped::Dropped;
@@ -76,6 +76,12 @@ pub(super) struct Outcome {
     pub(super) rest: Growth,
     /// The marks.
     pub(super) reached: Vec<Reached>,
+    /// From where on leaves are missing up to the end of the section.
+    pub(super) missing: Option<u64>,
+    /// Whether there is nothing of it, no row, no tile: its leaves were not gone through then.
+    pub(super) is_empty: bool,
+    /// Blocks with leaves of which not even the hash is known: nothing above them can be compared.
+    pub(super) unknown: BTreeSet<u64>,
     /// What was found.
     pub(super) findings: Findings,
 }
@@ -87,13 +93,15 @@ pub(super) struct Steps {
     told: Told,
     marks: std::iter::Peekable<std::vec::IntoIter<Mark>>,
     next: u64,
+    /// The last leaf of which not even the hash is known.
+    unknown: Option<u64>,
     pub(super) outcome: Outcome,
 }
 
 impl Steps {
     pub(super) fn new(section: Section, mut told: Told) -> Self {
         let marks = std::mem::take(&mut told.marks).into_iter().peekable();
-        Self { section, told, marks, next: section.from, outcome: Outcome::default() }
+        Self { section, told, marks, next: section.from, unknown: None, outcome: Outcome::default() }
     }
 
     fn number(&self) -> i32 {
@@ -135,16 +143,16 @@ impl Steps {
         self.push(carried);
     }
 
-    /// Ends the section; what is missing at its end is told.
+    /// Ends the section. What is missing at its end is for whoever has the next one to tell.
     pub(super) fn end(mut self) -> Outcome {
         self.pass_dropped();
+        if self.next == self.section.from && self.told.tiles.is_empty() {
+            self.outcome.is_empty = true;
+            self.outcome.missing = Some(self.next);
+            return self.outcome;
+        }
         if self.next < self.section.to {
-            let place = at(self.number(), self.next);
-            let last = self.section.to == self.section.size;
-            let what = if last { "size of the stream" } else { "position" };
-            let expected = if last { self.section.size.to_string() } else { self.next.to_string() };
-            let found = if last { self.next.to_string() } else { "nothing".to_owned() };
-            self.outcome.findings.add(place, what, expected, found);
+            self.outcome.missing = Some(self.next);
             self.stand_in(self.section.to);
         }
         self.outcome
@@ -168,7 +176,11 @@ impl Steps {
     /// Goes on without rows, with what their tiles have.
     fn stand_in(&mut self, to: u64) {
         while self.next < to.min(self.section.to) {
-            let leaf = self.in_tile(self.next).unwrap_or_else(|| Hash::of(&[]));
+            let leaf = self.in_tile(self.next).unwrap_or_else(|| {
+                self.unknown = Some(self.next);
+                self.outcome.unknown.insert(self.next / BLOCK);
+                Hash::of(&[])
+            });
             self.push(leaf);
         }
     }
@@ -182,14 +194,16 @@ impl Steps {
 
     fn push(&mut self, leaf: Hash) {
         let block = self.next / BLOCK;
-        let Self { told, outcome, section, .. } = self;
+        let Self { told, outcome, section, unknown, .. } = self;
         let findings = &mut outcome.findings;
         outcome.rest.push(leaf, |tile| {
             // The tree of a block begins at 0; its tiles are where the block is.
             let up = LEVEL.saturating_sub(tile.node.level);
             let index = (block << up).saturating_add(tile.node.index);
             let tile = Tile { node: Node { level: tile.node.level, index }, ..tile };
-            compare(section.tree, &tile, told.tiles.get(&tile.node), findings);
+            if unknown.is_none_or(|leaf| leaf < tile.node.first()) {
+                compare(section.tree, &tile, told.tiles.get(&tile.node), findings);
+            }
         });
         self.next = self.next.saturating_add(1);
         if outcome.rest.size() == BLOCK {
@@ -197,7 +211,9 @@ impl Steps {
         }
         while let Some(mark) = self.marks.next_if(|mark| mark.size <= self.next) {
             let (blocks, peaks) = (outcome.blocks.len(), outcome.rest.frontier().peaks().to_vec());
-            outcome.reached.push(Reached { mark, blocks, peaks });
+            if outcome.unknown.is_empty() {
+                outcome.reached.push(Reached { mark, blocks, peaks });
+            }
         }
     }
 }

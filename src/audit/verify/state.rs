@@ -20,7 +20,7 @@ use crate::audit::growth::Growth;
 use crate::error::Result;
 use crate::keyring::Deployment;
 use crate::store::schema::audit_verified;
-use crate::store::{Connection, Deadline, Store};
+use crate::store::{AnyTime, Connection, Deadline, Store};
 
 /// What the MAC of a row is for.
 const PURPOSE: &str = "sidekeep verified";
@@ -47,6 +47,7 @@ struct Row {
     blocks: i64,
     edge: Vec<u8>,
     again: i64,
+    #[diesel(deserialize_as = AnyTime)]
     at: DateTime<Utc>,
     mac: Vec<u8>,
 }

@@ -20,8 +20,8 @@ use crate::audit::staged;
 use crate::clock::Timestamp;
 use crate::error::Result;
 use crate::keyring::Deployment;
-use crate::store::Connection;
 use crate::store::schema::{audit_logs, subject_erasures, subjects};
+use crate::store::{AnyTime, Connection};
 use crate::values::jcs;
 
 /// So many living persons are remembered, so that each section need not ask for the same ones.
@@ -165,6 +165,7 @@ type Erasure = (String, Option<i64>, Option<String>);
 #[diesel(table_name = subject_erasures, check_for_backend(diesel::pg::Pg))]
 struct Tombstone {
     subject_id: i64,
+    #[diesel(deserialize_as = AnyTime)]
     erased_at: DateTime<Utc>,
     reason: String,
     entry_id: String,
@@ -200,7 +201,7 @@ async fn removed(
     if gone.is_empty() {
         return Ok(HashMap::new());
     }
-    let removals: Vec<(Option<String>, DateTime<Utc>)> = audit_logs::table
+    let removals: Vec<(Option<String>, AnyTime)> = audit_logs::table
         .filter(audit_logs::resource_id.eq_any(gone))
         .filter(audit_logs::resource_type.eq(CONSENT))
         .filter(audit_logs::action.eq_any(REMOVALS))
@@ -211,7 +212,7 @@ async fn removed(
         .load(connection)
         .await?;
     let mut removed: HashMap<String, DateTime<Utc>> =
-        removals.into_iter().filter_map(|(id, at)| Some((id?, at))).collect();
+        removals.into_iter().filter_map(|(id, at)| Some((id?, at.into()))).collect();
     for action in REMOVALS {
         let staged = staged::genuine(connection, own, action).await?;
         let consents = staged.into_iter().filter(|entry| entry.resource_type.as_deref() == Some(CONSENT));
