@@ -34,7 +34,7 @@ const AHEAD: TimeDelta = TimeDelta::minutes(1);
 const TAKE: &str = "UPDATE sidekeep.audit_streams SET epoch = epoch + 1, leased_until = now() + $1::text::interval \
     WHERE stream = (SELECT stream FROM sidekeep.audit_streams WHERE closed_at IS NULL AND stream <> ALL ($2::int[]) \
     AND leased_until NOT BETWEEN now() AND now() + interval '1 minute' \
-    AND coalesce(last_recorded_at <= now() + interval '1 minute', true) \
+    AND coalesce(last_recorded_at BETWEEN 'epoch' AND now() + interval '1 minute', true) \
     ORDER BY stream LIMIT 1 FOR UPDATE SKIP LOCKED) \
     RETURNING stream, epoch - 1 AS sealed_epoch, epoch, size, root, head_mac, frontier, edge, last_recorded_at, clock_timestamp() AS now";
 /// Makes a stream where there is none to take. Two daemons at once: one of them takes the next number.
