@@ -239,7 +239,8 @@ fn difference(example: &Value, answer: &Value, at: &str) -> Option<String> {
 fn every_example_does_what_it_shows() {
     let shelf = Shelf::new();
     let daemon = shelf.start(
-        "audit.streams = 1\njobs.checkpoint.schedule = \"0 0 1 1 *\"\njobs.verify.schedule = \"0 0 1 1 *\"\n",
+        "audit.streams = 1\njobs.checkpoint.schedule = \"0 0 1 1 *\"\njobs.verify.schedule = \"0 0 1 1 *\"\n\
+         jobs.keyring_backup.schedule = \"0 0 1 1 *\"\n",
     );
     let mut client = daemon.client();
     let document = document();
